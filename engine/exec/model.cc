@@ -1,0 +1,161 @@
+#include "engine/exec/model.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <bit>
+#include <cstring>
+
+#include "absl/strings/str_format.h"
+
+namespace tandem {
+namespace {
+
+constexpr int64_t kParameterAlignment = 16;  // elements: one cache line
+
+uint64_t HashBytes(uint64_t hash, const void* data, size_t bytes) {
+  constexpr uint64_t kPrime = 0x9E3779B97F4A7C15;
+  const auto* p = static_cast<const unsigned char*>(data);
+  for (; bytes >= 8; p += 8, bytes -= 8) {
+    uint64_t word;
+    std::memcpy(&word, p, 8);
+    hash = std::rotl(hash ^ word, 29) * kPrime;
+  }
+  uint64_t word = bytes;
+  std::memcpy(reinterpret_cast<unsigned char*>(&word) + 1, p, bytes);
+  return std::rotl(hash ^ word, 29) * kPrime;
+}
+
+int64_t PhysicalMemoryBytes() {
+  return static_cast<int64_t>(sysconf(_SC_PHYS_PAGES)) * sysconf(_SC_PAGE_SIZE);
+}
+
+std::string DimsToString(const std::vector<int64_t>& dims) {
+  return Shape(std::span<const int64_t>(dims)).ToString();
+}
+
+}  // namespace
+
+Value GraphSource::BuildLogits(Builder& builder, const SequenceValues&) const {
+  return builder.Fail(FailedPrecondition("the model is no language model"));
+}
+
+absl::Status CheckInput(const IoSpec& spec, const Tensor& tensor) {
+  if (tensor.dtype() != spec.dtype) {
+    return InvalidArgument("input '", spec.name, "' is ", DTypeName(tensor.dtype()), ", expected ",
+                           DTypeName(spec.dtype));
+  }
+  bool fits = tensor.shape().rank() == static_cast<int>(spec.dims.size());
+  for (int i = 0; fits && i < tensor.shape().rank(); ++i) {
+    fits = spec.dims[i] < 0 || spec.dims[i] == tensor.shape()[i];
+  }
+  if (!fits) {
+    return InvalidArgument("input '", spec.name, "' has shape ", tensor.shape().ToString(),
+                           ", expected ", DimsToString(spec.dims));
+  }
+  return absl::OkStatus();
+}
+
+ParameterStore::ParameterStore(const std::vector<ParameterInfo>& infos) {
+  for (const ParameterInfo& info : infos) {
+    const int64_t size = info.shape.num_elements();
+    offsets_.push_back(flat_size_);
+    sizes_.push_back(size);
+    flat_size_ += (size + kParameterAlignment - 1) / kParameterAlignment * kParameterAlignment;
+  }
+  buffer_ = Buffer(flat_size_ * static_cast<int64_t>(sizeof(float)));
+  std::memset(buffer_.data(), 0, buffer_.bytes());
+  for (int64_t offset : offsets_) pointers_.push_back(flat() + offset);
+}
+
+absl::StatusOr<Plan*> PlanCache::Get(const std::string& key,
+                                     const std::function<absl::StatusOr<Graph>()>& build) {
+  for (auto it = entries_.begin(); it != entries_.end(); ++it) {
+    if (it->first == key) {
+      entries_.splice(entries_.begin(), entries_, it);
+      return entries_.front().second.get();
+    }
+  }
+  TANDEM_ASSIGN_OR_RETURN(Graph graph, build());
+  TANDEM_ASSIGN_OR_RETURN(std::unique_ptr<Plan> plan,
+                          Plan::Compile(std::move(graph), CpuBackend(), workspace_));
+  int64_t bytes = plan->arena_bytes();
+  for (const TensorType& type : plan->output_types()) bytes += type.bytes();
+  if (bytes > PhysicalMemoryBytes() / 2) {
+    return ResourceExhausted("this batch needs ", bytes, " bytes of working memory, more than half of ",
+                             "the machine's ", PhysicalMemoryBytes(), "; make it smaller");
+  }
+  if (entries_.size() >= capacity_) entries_.pop_back();
+  entries_.emplace_front(key, std::move(plan));
+  return entries_.front().second.get();
+}
+
+Model::Model(std::string name, std::shared_ptr<const GraphSource> source,
+             ParameterStore parameters)
+    : name_(std::move(name)), source_(std::move(source)), parameters_(std::move(parameters)) {}
+
+int64_t Model::parameter_count() const {
+  int64_t count = 0;
+  for (const ParameterInfo& info : source_->parameters()) count += info.shape.num_elements();
+  return count;
+}
+
+std::string Model::WeightsHash() const {
+  uint64_t hash = 0;
+  for (size_t i = 0; i < source_->parameters().size(); ++i) {
+    const ParameterInfo& info = source_->parameters()[i];
+    hash = HashBytes(hash, info.name.data(), info.name.size());
+    hash = HashBytes(hash, info.shape.dims().data(), info.shape.dims().size_bytes());
+    const std::span<const float> values = parameters_.values(static_cast<int>(i));
+    hash = HashBytes(hash, values.data(), values.size_bytes());
+  }
+  return absl::StrFormat("%016x", hash);
+}
+
+absl::StatusOr<std::vector<Tensor>> Model::Forward(
+    const std::vector<std::pair<std::string, const Tensor*>>& inputs) {
+  const std::vector<IoSpec>& specs = source_->inputs();
+  std::vector<const Tensor*> tensors(specs.size(), nullptr);
+  for (const auto& [name, tensor] : inputs) {
+    const auto spec = std::find_if(specs.begin(), specs.end(),
+                                   [&](const IoSpec& s) { return s.name == name; });
+    if (spec == specs.end()) {
+      std::string known;
+      for (const IoSpec& s : specs) known += StrCat(known.empty() ? "" : ", ", "'", s.name, "'");
+      return InvalidArgument("model '", name_, "' has no input '", name, "'; it has ", known);
+    }
+    const Tensor*& place = tensors[spec - specs.begin()];
+    if (place != nullptr) return InvalidArgument("input '", name, "' is given twice");
+    TANDEM_RETURN_IF_ERROR(CheckInput(*spec, *tensor));
+    place = tensor;
+  }
+  std::string key = "forward";
+  for (size_t i = 0; i < specs.size(); ++i) {
+    if (tensors[i] == nullptr) {
+      return InvalidArgument("input '", specs[i].name, "' of model '", name_, "' is missing");
+    }
+    key += StrCat(" ", tensors[i]->type().ToString());
+  }
+  if (const SequenceModelInfo* sequence = source_->sequence()) {
+    for (int64_t i = 0; i < tensors[0]->num_elements(); ++i) {
+      const int64_t token = ElementAsInt(*tensors[0], i);
+      if (token < 0 || token >= sequence->vocab_size) {
+        return InvalidArgument("input '", specs[0].name, "' element ", i, " is ", token,
+                               ", outside the vocabulary [0, ", sequence->vocab_size, ")");
+      }
+    }
+  }
+  TANDEM_ASSIGN_OR_RETURN(Plan * plan, plans_.Get(key, [&]() -> absl::StatusOr<Graph> {
+    Builder builder(EvaluateNode);
+    std::vector<Value> values;
+    for (size_t i = 0; i < specs.size(); ++i) {
+      values.push_back(builder.Input(specs[i].name, tensors[i]->type()));
+    }
+    TANDEM_ASSIGN_OR_RETURN(const std::vector<Value> outputs, source_->Build(builder, values));
+    for (Value v : outputs) builder.Output(v);
+    return builder.Finish();
+  }));
+  return RunPlan(*plan, tensors, parameters_.pointers());
+}
+
+}  // namespace tandem

@@ -1,0 +1,147 @@
+// Model: a graph source, its parameters and their version. The only resource that the API knows.
+#pragma once
+
+#include <list>
+#include <map>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "engine/exec/plan.h"
+#include "engine/graph/builder.h"
+
+namespace tandem {
+
+// A named input or output of a model; -1 is a size that may vary.
+struct IoSpec {
+  std::string name;
+  DType dtype = DType::kF32;
+  std::vector<int64_t> dims;
+};
+
+enum class ParameterRole : uint8_t { kWeight, kBias, kNorm, kEmbedding };
+
+struct ParameterInfo {
+  std::string name;      // as in the file that it came from
+  Shape shape;           // always f32 in memory
+  ParameterRole role = ParameterRole::kWeight;
+  DType file_dtype = DType::kF32;  // what Save writes
+};
+
+// Packed sequences, as values of the graph being built (N tokens of S sequences).
+struct SequenceValues {
+  Value tokens;       // (N) i32
+  Value positions;    // (N) i32
+  Value query_start;  // (S + 1) i32
+  // Serving from a KV cache, else all invalid / empty. As ops::PagedAttention takes them.
+  Value past_length;  // (S) i32
+  Value block_table;  // (S, B) i32
+  std::vector<Value> k_cache, v_cache;  // one a layer
+  // Rows whose logits are wanted, (R) i32; invalid: all N.
+  Value logit_rows;
+};
+
+// What a language model is, beyond its graph.
+struct SequenceModelInfo {
+  int64_t vocab_size = 0, layers = 0, heads = 0, kv_heads = 0, head_dim = 0, max_positions = 0;
+  std::vector<int32_t> eos_token_ids;
+  std::optional<int32_t> bos_token_id;
+};
+
+// Makes the forward graph for concrete input shapes: an ONNX file, a decoder configuration.
+// Immutable and thread-safe.
+class GraphSource {
+ public:
+  virtual ~GraphSource() = default;
+  virtual std::string_view format() const = 0;  // "onnx", "huggingface", "decoder"
+  virtual const std::vector<IoSpec>& inputs() const = 0;
+  virtual const std::vector<IoSpec>& outputs() const = 0;
+  virtual const std::vector<ParameterInfo>& parameters() const = 0;
+  // Appends the forward graph to the builder; returns one value an output. The values given have
+  // the dtypes and ranks of inputs(). The builder should have EvaluateNode as its evaluator.
+  virtual absl::StatusOr<std::vector<Value>> Build(Builder& builder,
+                                                   std::span<const Value> inputs) const = 0;
+  // Language models only: null otherwise.
+  virtual const SequenceModelInfo* sequence() const { return nullptr; }
+  // Logits (R, V) of packed sequences. Training and serving call this same function.
+  virtual Value BuildLogits(Builder& builder, const SequenceValues& sequences) const;
+};
+
+// The parameters of one model, f32, in one flat buffer in parameters() order, each starting at a
+// multiple of 16 elements (padding is zero and stays so).
+class ParameterStore {
+ public:
+  explicit ParameterStore(const std::vector<ParameterInfo>& infos);
+  float* flat() { return reinterpret_cast<float*>(buffer_.data()); }
+  const float* flat() const { return reinterpret_cast<const float*>(buffer_.data()); }
+  int64_t flat_size() const { return flat_size_; }  // elements, padding included
+  int64_t offset(int i) const { return offsets_[i]; }
+  std::span<float> values(int i) { return {flat() + offsets_[i], static_cast<size_t>(sizes_[i])}; }
+  std::span<const float> values(int i) const {
+    return {flat() + offsets_[i], static_cast<size_t>(sizes_[i])};
+  }
+  // One address a parameter, as Plan::Run takes them.
+  const std::vector<const void*>& pointers() const { return pointers_; }
+
+ private:
+  Buffer buffer_;
+  int64_t flat_size_ = 0;
+  std::vector<int64_t> offsets_, sizes_;
+  std::vector<const void*> pointers_;
+};
+
+// A tensor from outside against the specification: dtype, rank, and the sizes that are fixed.
+absl::Status CheckInput(const IoSpec& spec, const Tensor& tensor);
+
+// Plans by key (a model's purpose and input shapes), least recently used out first. Not thread-safe.
+class PlanCache {
+ public:
+  explicit PlanCache(size_t capacity = 256) : capacity_(capacity) {}
+  // The plan under `key`, made if it is not there.
+  // The graph that `build` makes becomes the plan; all plans share one workspace. A plan that needs
+  // more than half of the machine's memory is RESOURCE_EXHAUSTED.
+  absl::StatusOr<Plan*> Get(const std::string& key,
+                            const std::function<absl::StatusOr<Graph>()>& build);
+  int64_t workspace_bytes() const { return workspace_->bytes(); }
+
+ private:
+  using Entry = std::pair<std::string, std::unique_ptr<Plan>>;
+  size_t capacity_;
+  std::shared_ptr<Workspace> workspace_ = std::make_shared<Workspace>();
+  std::list<Entry> entries_;  // most recent first
+};
+
+// Weights are read and written on the compute thread only; the version is counted there.
+class Model {
+ public:
+  Model(std::string name, std::shared_ptr<const GraphSource> source, ParameterStore parameters);
+
+  const std::string& name() const { return name_; }
+  const GraphSource& source() const { return *source_; }
+  const std::shared_ptr<const GraphSource>& shared_source() const { return source_; }
+  ParameterStore& parameters() { return parameters_; }
+  const ParameterStore& parameters() const { return parameters_; }
+  int64_t parameter_count() const;  // elements, without padding
+  // Starts at 1; every change of any weight adds 1.
+  int64_t weights_version() const { return weights_version_; }
+  void BumpWeightsVersion() { ++weights_version_; }
+  // A 64-bit hash of names, shapes and bits, as 16 hex digits.
+  std::string WeightsHash() const;
+
+  // Forward pass by name. Inputs in any order; checks names, dtypes, ranks and sizes against
+  // source().inputs(). Returns all outputs, in source().outputs() order.
+  absl::StatusOr<std::vector<Tensor>> Forward(
+      const std::vector<std::pair<std::string, const Tensor*>>& inputs);
+  PlanCache& plans() { return plans_; }
+
+ private:
+  std::string name_;
+  std::shared_ptr<const GraphSource> source_;
+  ParameterStore parameters_;
+  PlanCache plans_;
+  int64_t weights_version_ = 1;
+};
+
+}  // namespace tandem

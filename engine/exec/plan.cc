@@ -1,0 +1,319 @@
+#include "engine/exec/plan.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cstring>
+#include <utility>
+
+#include "absl/container/flat_hash_map.h"
+#include "absl/strings/str_format.h"
+#include "engine/exec/memory_plan.h"
+#include "engine/exec/passes.h"
+#include "engine/graph/builder.h"
+
+namespace tandem {
+
+// Turns a simplified graph into a plan's steps and addresses.
+class PlanCompiler {
+ public:
+  PlanCompiler(Plan& plan, const Backend& backend)
+      : plan_(plan), graph_(plan.graph_), backend_(backend) {}
+
+  absl::Status Compile() {
+    FindRoots();
+    TANDEM_RETURN_IF_ERROR(BindKernels());
+    FindLifetimes();
+    ShareInPlace();
+    Place();
+    for (Value v : graph_.inputs()) plan_.input_types_.push_back(graph_.type(v));
+    for (Value v : graph_.outputs()) plan_.output_types_.push_back(graph_.type(v));
+    return absl::OkStatus();
+  }
+
+ private:
+  // A value's memory is its root's: a reshape's output shares its input's.
+  int32_t Root(int32_t id) const {
+    while (root_[id] != id) id = root_[id];
+    return id;
+  }
+  bool InArena(int32_t id) const {
+    return graph_.info(Value{id}).kind == ValueKind::kNode && output_of_[id] < 0;
+  }
+
+  void FindRoots() {
+    root_.resize(graph_.value_count());
+    for (int32_t i = 0; i < graph_.value_count(); ++i) root_[i] = i;
+    for (const Node& node : graph_.nodes()) {
+      if (node.op->name == "Reshape") root_[node.outputs[0].id] = Root(node.inputs[0].id);
+    }
+    output_of_.assign(graph_.value_count(), -1);
+    for (size_t k = 0; k < graph_.outputs().size(); ++k) {
+      const int32_t root = Root(graph_.outputs()[k].id);
+      const bool computed = graph_.info(Value{root}).kind == ValueKind::kNode;
+      if (computed && output_of_[root] < 0) output_of_[root] = static_cast<int32_t>(k);
+    }
+  }
+
+  absl::Status BindKernels() {
+    for (const Node& node : graph_.nodes()) {
+      if (node.op->name == "Reshape") continue;
+      KernelSpec spec{.op = node.op, .attributes = &node.attributes, .inputs = {}, .present = {},
+                      .outputs = {}};
+      for (Value v : node.inputs) {
+        spec.present.push_back(v.valid());
+        spec.inputs.push_back(v.valid() ? graph_.type(v) : TensorType{});
+      }
+      for (Value v : node.outputs) spec.outputs.push_back(graph_.type(v));
+      const Kernel* kernel = backend_.Find(node.op->name);
+      absl::StatusOr<BoundKernel> bound = kernel->bind(spec);
+      if (!bound.ok()) {
+        const std::string where = StrCat("[", node.op->name, node.name.empty() ? "" : " ",
+                                               node.name, "]");
+        return Annotate(bound.status(), where);
+      }
+      plan_.steps_.push_back({.kernel = std::move(*bound),
+                              .name = std::string(node.op->name),
+                              .inputs = {},
+                              .outputs = {},
+                              .scratch_offset = 0});
+      nodes_.push_back(&node);
+      kernels_.push_back(kernel);
+    }
+    return absl::OkStatus();
+  }
+
+  void FindLifetimes() {
+    first_.assign(graph_.value_count(), 0);
+    last_.assign(graph_.value_count(), -1);
+    for (int32_t step = 0; step < static_cast<int32_t>(nodes_.size()); ++step) {
+      for (Value v : nodes_[step]->outputs) {
+        first_[Root(v.id)] = step;
+        last_[Root(v.id)] = std::max(last_[Root(v.id)], step);
+      }
+      for (Value v : nodes_[step]->inputs) {
+        if (v.valid()) last_[Root(v.id)] = step;
+      }
+    }
+    // An output that could not get its own place is copied at the end.
+    for (size_t k = 0; k < graph_.outputs().size(); ++k) {
+      const int32_t root = Root(graph_.outputs()[k].id);
+      if (output_of_[root] != static_cast<int32_t>(k)) {
+        last_[root] = static_cast<int32_t>(nodes_.size());
+      }
+    }
+  }
+
+  // Gives the output of an element-by-element kernel the memory of an input that ends there.
+  void ShareInPlace() {
+    for (int32_t step = 0; step < static_cast<int32_t>(nodes_.size()); ++step) {
+      if (!kernels_[step]->in_place) continue;
+      const int32_t out = nodes_[step]->outputs[0].id;
+      if (Root(out) != out || !InArena(out)) continue;
+      const int64_t bytes = graph_.type(Value{out}).bytes();
+      for (Value v : nodes_[step]->inputs) {
+        if (!v.valid()) continue;
+        const int32_t in = Root(v.id);
+        if (!InArena(in) || last_[in] != step || graph_.type(Value{in}).bytes() != bytes) continue;
+        root_[out] = in;
+        last_[in] = last_[out];
+        break;
+      }
+    }
+  }
+
+  void Place() {
+    std::vector<MemoryBlock> blocks;
+    absl::flat_hash_map<int32_t, size_t> block_of;
+    for (int32_t id = 0; id < graph_.value_count(); ++id) {
+      if (Root(id) != id || !InArena(id)) continue;
+      block_of[id] = blocks.size();
+      blocks.push_back({.bytes = graph_.type(Value{id}).bytes(),
+                        .first = first_[id],
+                        .last = std::max(first_[id], last_[id])});
+    }
+    const size_t scratch_begin = blocks.size();
+    for (int32_t step = 0; step < static_cast<int32_t>(nodes_.size()); ++step) {
+      blocks.push_back(
+          {.bytes = plan_.steps_[step].kernel.scratch_bytes, .first = step, .last = step});
+    }
+    plan_.arena_bytes_ = AssignOffsets(blocks);
+
+    const auto locate = [&](Value v) -> Plan::Location {
+      if (!v.valid()) return {};
+      const int32_t root = Root(v.id);
+      const ValueInfo& info = graph_.info(Value{root});
+      switch (info.kind) {
+        case ValueKind::kInput:
+          return {Plan::Place::kInput, info.index};
+        case ValueKind::kParameter:
+          return {Plan::Place::kParameter, info.index};
+        case ValueKind::kConstant:
+          plan_.constants_.push_back(info.constant);
+          return {Plan::Place::kConstant, static_cast<int64_t>(plan_.constants_.size()) - 1};
+        case ValueKind::kNode:
+          break;
+      }
+      if (output_of_[root] >= 0) return {Plan::Place::kOutput, output_of_[root]};
+      return {Plan::Place::kArena, blocks[block_of[root]].offset};
+    };
+    size_t most_inputs = 0, most_outputs = 0;
+    for (size_t step = 0; step < nodes_.size(); ++step) {
+      Plan::Step& target = plan_.steps_[step];
+      for (Value v : nodes_[step]->inputs) target.inputs.push_back(locate(v));
+      for (Value v : nodes_[step]->outputs) target.outputs.push_back(locate(v));
+      target.scratch_offset = blocks[scratch_begin + step].offset;
+      most_inputs = std::max(most_inputs, target.inputs.size());
+      most_outputs = std::max(most_outputs, target.outputs.size());
+    }
+    plan_.input_pointers_.resize(most_inputs);
+    plan_.output_pointers_.resize(most_outputs);
+    for (size_t k = 0; k < graph_.outputs().size(); ++k) {
+      const Value v = graph_.outputs()[k];
+      const Plan::Location from = locate(v);
+      if (from.place == Plan::Place::kOutput && from.index == static_cast<int64_t>(k)) continue;
+      plan_.output_copies_.push_back({from, static_cast<int64_t>(k), graph_.type(v).bytes()});
+    }
+  }
+
+  Plan& plan_;
+  const Graph& graph_;
+  const Backend& backend_;
+  std::vector<int32_t> root_, output_of_, first_, last_;
+  std::vector<const Node*> nodes_;  // of each step
+  std::vector<const Kernel*> kernels_;
+};
+
+absl::StatusOr<std::unique_ptr<Plan>> Plan::Compile(Graph graph, const Backend& backend,
+                                                    std::shared_ptr<Workspace> workspace) {
+  auto plan = std::make_unique<Plan>();
+  TANDEM_ASSIGN_OR_RETURN(plan->graph_, Simplify(graph, backend));
+  plan->workspace_ = workspace != nullptr ? std::move(workspace) : std::make_shared<Workspace>();
+  TANDEM_RETURN_IF_ERROR(PlanCompiler(*plan, backend).Compile());
+  return plan;
+}
+
+void* Plan::Resolve(const Location& location, const Bindings& bindings) const {
+  switch (location.place) {
+    case Place::kArena:
+      return arena_ + location.index;
+    case Place::kInput:
+      return const_cast<void*>(bindings.inputs[location.index]);
+    case Place::kParameter:
+      return const_cast<void*>(bindings.parameters[location.index]);
+    case Place::kConstant:
+      return const_cast<void*>(constants_[location.index]->raw());
+    case Place::kOutput:
+      return bindings.outputs[location.index];
+    case Place::kAbsent:
+      return nullptr;
+  }
+  return nullptr;
+}
+
+void Plan::RunStep(const Step& step, const Bindings& bindings) {
+  for (size_t i = 0; i < step.inputs.size(); ++i) {
+    input_pointers_[i] = Resolve(step.inputs[i], bindings);
+  }
+  for (size_t i = 0; i < step.outputs.size(); ++i) {
+    output_pointers_[i] = Resolve(step.outputs[i], bindings);
+  }
+  step.kernel.run({.inputs = {input_pointers_.data(), step.inputs.size()},
+                   .outputs = {output_pointers_.data(), step.outputs.size()},
+                   .scratch = arena_ + step.scratch_offset});
+}
+
+void Plan::CopyOutputs(const Bindings& bindings) {
+  for (const OutputCopy& copy : output_copies_) {
+    if (copy.bytes > 0) {
+      std::memcpy(bindings.outputs[copy.output], Resolve(copy.from, bindings), copy.bytes);
+    }
+  }
+}
+
+void Plan::Run(std::span<const void* const> inputs, std::span<const void* const> parameters,
+               std::span<void* const> outputs) {
+  const Bindings bindings{inputs, parameters, outputs};
+  arena_ = workspace_->Reserve(arena_bytes_);
+  for (const Step& step : steps_) RunStep(step, bindings);
+  CopyOutputs(bindings);
+}
+
+std::string Plan::Profile(std::span<const void* const> inputs,
+                          std::span<const void* const> parameters,
+                          std::span<void* const> outputs) {
+  const Bindings bindings{inputs, parameters, outputs};
+  arena_ = workspace_->Reserve(arena_bytes_);
+  struct Row {
+    double us = 0;
+    int64_t calls = 0;
+  };
+  absl::flat_hash_map<std::string, Row> rows;
+  double total_us = 0;
+  for (const Step& step : steps_) {
+    const auto begin = std::chrono::steady_clock::now();
+    RunStep(step, bindings);
+    const double us = std::chrono::duration<double, std::micro>(
+                          std::chrono::steady_clock::now() - begin).count();
+    Row& row = rows[step.name];
+    row.us += us;
+    ++row.calls;
+    total_us += us;
+  }
+  CopyOutputs(bindings);
+  std::vector<std::pair<std::string, Row>> sorted(rows.begin(), rows.end());
+  std::sort(sorted.begin(), sorted.end(),
+            [](const auto& a, const auto& b) { return a.second.us > b.second.us; });
+  std::string text = absl::StrFormat("%-28s %6s %10s %6s\n", "operator", "calls", "us", "share");
+  for (const auto& [name, row] : sorted) {
+    absl::StrAppendFormat(&text, "%-28s %6d %10.1f %5.1f%%\n", name, row.calls, row.us,
+                          100 * row.us / total_us);
+  }
+  absl::StrAppendFormat(&text, "%-28s %6d %10.1f\n", "total", step_count(), total_us);
+  return text;
+}
+
+absl::StatusOr<std::vector<Tensor>> RunPlan(Plan& plan, std::span<const Tensor* const> inputs,
+                                            std::span<const void* const> parameters) {
+  if (inputs.size() != plan.input_types().size()) {
+    return InvalidArgument("the plan takes ", plan.input_types().size(), " inputs, got ",
+                           inputs.size());
+  }
+  std::vector<const void*> input_pointers;
+  for (size_t i = 0; i < inputs.size(); ++i) {
+    if (inputs[i]->type() != plan.input_types()[i]) {
+      return InvalidArgument("input ", i, " is ", inputs[i]->type().ToString(), ", expected ",
+                             plan.input_types()[i].ToString());
+    }
+    input_pointers.push_back(inputs[i]->raw());
+  }
+  std::vector<Tensor> outputs;
+  std::vector<void*> output_pointers;
+  for (const TensorType& type : plan.output_types()) outputs.emplace_back(type);
+  for (Tensor& tensor : outputs) output_pointers.push_back(tensor.raw());
+  plan.Run(input_pointers, parameters, output_pointers);
+  return outputs;
+}
+
+absl::StatusOr<std::vector<Tensor>> EvaluateNode(const OpDef& op, const Attributes& attributes,
+                                                 std::span<const Tensor* const> inputs) {
+  Builder builder;
+  std::vector<Value> values;
+  std::vector<const Tensor*> tensors;
+  std::vector<const TensorType*> types;
+  for (const Tensor* tensor : inputs) {
+    values.push_back(tensor == nullptr ? Value{} : builder.Input("", tensor->type()));
+    types.push_back(tensor == nullptr ? nullptr : &tensor->type());
+    if (tensor != nullptr) tensors.push_back(tensor);
+  }
+  TANDEM_ASSIGN_OR_RETURN(const std::vector<TensorType> outputs,
+                          op.infer({.inputs = types, .attributes = attributes}));
+  for (Value v : builder.AddMulti(op, values, attributes, static_cast<int>(outputs.size()))) {
+    builder.Output(v);
+  }
+  TANDEM_ASSIGN_OR_RETURN(Graph graph, builder.Finish());
+  TANDEM_ASSIGN_OR_RETURN(std::unique_ptr<Plan> plan,
+                          Plan::Compile(std::move(graph), CpuBackend()));
+  return RunPlan(*plan, tensors);
+}
+
+}  // namespace tandem

@@ -1,0 +1,106 @@
+// Plan: a graph made runnable on one backend: dead nodes gone, kernels bound, memory laid out.
+#pragma once
+
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "engine/backend/backend.h"
+#include "engine/graph/graph.h"
+
+namespace tandem {
+
+// A tensor in somebody else's memory.
+struct TensorView {
+  TensorType type;
+  void* data = nullptr;
+};
+
+// Memory that plans which never run at the same time share. Not thread-safe.
+class Workspace {
+ public:
+  // At least that many bytes, 64-byte aligned; what was there before is lost when it grows.
+  std::byte* Reserve(int64_t bytes) {
+    if (bytes > buffer_.bytes()) buffer_ = Buffer(bytes);
+    return buffer_.data();
+  }
+  int64_t bytes() const { return buffer_.bytes(); }
+
+ private:
+  Buffer buffer_;
+};
+
+class Plan {
+ public:
+  // Errors: an operator that the backend has no kernel for and that does not lower, named. Without a
+  // workspace the plan has one of its own.
+  static absl::StatusOr<std::unique_ptr<Plan>> Compile(Graph graph, const Backend& backend,
+                                                       std::shared_ptr<Workspace> workspace = {});
+
+  // Runs the graph. `inputs` are the addresses of graph.inputs() in order, `parameters` the address
+  // of each model parameter by its index, `outputs` where to write graph.outputs() in order. An output
+  // may share memory with the input whose value it replaces only where every reader of that input is
+  // an in-place kernel (the optimizer). Not thread-safe: one arena.
+  void Run(std::span<const void* const> inputs, std::span<const void* const> parameters,
+           std::span<void* const> outputs);
+
+  const std::vector<TensorType>& input_types() const { return input_types_; }
+  const std::vector<TensorType>& output_types() const { return output_types_; }
+  // The graph after the passes.
+  const Graph& graph() const { return graph_; }
+  // Memory that a run needs for intermediate values and kernels' scratch.
+  int64_t arena_bytes() const { return arena_bytes_; }
+  int64_t step_count() const { return static_cast<int64_t>(steps_.size()); }
+  // Time of each step of one run, operator by operator, slowest first: for benchmarks.
+  std::string Profile(std::span<const void* const> inputs, std::span<const void* const> parameters,
+                      std::span<void* const> outputs);
+
+ private:
+  enum class Place : uint8_t { kArena, kInput, kParameter, kConstant, kOutput, kAbsent };
+  struct Location {
+    Place place = Place::kAbsent;
+    int64_t index = 0;  // byte offset in the arena, or index into the run's list
+  };
+  struct Step {
+    BoundKernel kernel;
+    std::string name;
+    std::vector<Location> inputs, outputs;
+    int64_t scratch_offset = 0;
+  };
+  struct OutputCopy {
+    Location from;
+    int64_t output, bytes;
+  };
+  struct Bindings {
+    std::span<const void* const> inputs, parameters;
+    std::span<void* const> outputs;
+  };
+  friend class PlanCompiler;
+
+  void* Resolve(const Location& location, const Bindings& bindings) const;
+  void RunStep(const Step& step, const Bindings& bindings);
+  void CopyOutputs(const Bindings& bindings);
+
+  Graph graph_;  // kernels may refer to its attributes
+  std::vector<TensorType> input_types_, output_types_;
+  std::vector<std::shared_ptr<const Tensor>> constants_;
+  std::vector<Step> steps_;
+  std::vector<OutputCopy> output_copies_;
+  std::shared_ptr<Workspace> workspace_;
+  std::byte* arena_ = nullptr;  // of the current run
+  int64_t arena_bytes_ = 0;
+  std::vector<const void*> input_pointers_;
+  std::vector<void*> output_pointers_;
+};
+
+// Checks tensors against the plan's input types, runs, and returns the outputs. For tests and small
+// work; `parameters` as in Run.
+absl::StatusOr<std::vector<Tensor>> RunPlan(Plan& plan, std::span<const Tensor* const> inputs,
+                                            std::span<const void* const> parameters = {});
+
+// One node on constant inputs, on the CPU: the Builder's Evaluator.
+absl::StatusOr<std::vector<Tensor>> EvaluateNode(const OpDef& op, const Attributes& attributes,
+                                                 std::span<const Tensor* const> inputs);
+
+}  // namespace tandem

@@ -1,0 +1,110 @@
+// Matrix products.
+#include "engine/ops/definitions.h"
+#include "engine/ops/inference.h"
+
+namespace tandem::ops {
+namespace {
+
+struct Flags {
+  bool transpose_a, transpose_b;
+  explicit Flags(const Attributes& attributes)
+      : transpose_a(attributes.Int("transpose_a") != 0),
+        transpose_b(attributes.Int("transpose_b") != 0) {}
+};
+
+Types InferMatMul(const InferArgs& args) {
+  const Shape &a = args.shape(0), &b = args.shape(1);
+  TANDEM_RETURN_IF_ERROR(RequireNumber(args, 0, "a"));
+  TANDEM_RETURN_IF_ERROR(RequireSameDType(args, 0, 1));
+  if (a.rank() < 2 || b.rank() < 2) {
+    return InvalidArgument("a ", a.ToString(), " x b ", b.ToString(), ": rank below 2");
+  }
+  const Flags flags(args.attributes);
+  const int64_t m = a[flags.transpose_a ? -1 : -2], k = a[flags.transpose_a ? -2 : -1];
+  const int64_t k_b = b[flags.transpose_b ? -1 : -2], n = b[flags.transpose_b ? -2 : -1];
+  if (k != k_b) {
+    return InvalidArgument("a ", a.ToString(), flags.transpose_a ? " transposed" : "", " x b ",
+                           b.ToString(), flags.transpose_b ? " transposed" : "", ": inner ", k,
+                           " != ", k_b);
+  }
+  absl::StatusOr<Shape> out =
+      BroadcastShapes(Shape(a.dims().first(a.rank() - 2)), Shape(b.dims().first(b.rank() - 2)));
+  if (!out.ok()) {
+    return InvalidArgument("a ", a.ToString(), " x b ", b.ToString(), ": batch ",
+                           out.status().message());
+  }
+  out->push_back(m);
+  out->push_back(n);
+  if (args.has(2)) {
+    TANDEM_RETURN_IF_ERROR(RequireSameDType(args, 0, 2));
+    TANDEM_RETURN_IF_ERROR(RequireShape(args, 2, "bias", Shape{n}));
+  }
+  return std::vector<TensorType>{{args.type(0).dtype, *std::move(out)}};
+}
+
+// Many rows and one matrix, a (..., M, K) x b (K, N): one product of R = ... M rows.
+bool RowsTimesMatrix(const Shape& a, const Shape& b, Flags flags) {
+  return !flags.transpose_a && a.rank() > 2 && b.rank() == 2;
+}
+
+Value FlattenRows(Builder& b, Value x) {
+  const Shape shape = b.shape(x);
+  return Reshape(b, x, Shape{shape.Count(0, shape.rank() - 1), shape[-1]});
+}
+
+// With C = op(A) op(B), op transposing or not:
+//   dA = dC op(B)^T, or op(B) dC^T where A is stored transposed;
+//   dB = op(A)^T dC, or dC^T op(A) where B is stored transposed;
+//   dbias = dC summed over its rows;
+// summed over the batch dimensions that were broadcast.
+std::vector<Value> MatMulGradient(Builder& b, const GradientArgs& g) {
+  const Value x = g.in(0), y = g.in(1), dz = g.cotangent();
+  const Flags flags(g.node.attributes);
+  const bool ta = flags.transpose_a, tb = flags.transpose_b;
+  const Shape x_shape = b.shape(x), y_shape = b.shape(y);
+  std::vector<Value> result(g.node.inputs.size());
+  if (g.needs[0]) {
+    const Value dx = ta ? MatMul(b, y, dz, tb, true) : MatMul(b, dz, y, false, !tb);
+    result[0] = SumToShape(b, dx, x_shape);
+  }
+  if (g.needs[1]) {
+    const bool flat = RowsTimesMatrix(x_shape, y_shape, flags);
+    const Value rows = flat ? FlattenRows(b, x) : x;
+    const Value d_rows = flat ? FlattenRows(b, dz) : dz;
+    const Value dy = tb ? MatMul(b, d_rows, rows, true, ta) : MatMul(b, rows, d_rows, !ta, false);
+    result[1] = SumToShape(b, dy, y_shape);
+  }
+  if (result.size() > 2 && g.needs[2]) {
+    const Shape bias = b.shape(g.in(2));
+    result[2] = SumToShape(b, dz, bias);
+  }
+  return result;
+}
+
+// 2 M N K a product, and the bias
+double MatMulFlops(std::span<const TensorType* const> inputs, std::span<const TensorType> outputs,
+                   const Attributes& attributes) {
+  const Shape& a = inputs[0]->shape;
+  const auto out = static_cast<double>(outputs[0].shape.num_elements());
+  const auto inner = static_cast<double>(a[Flags(attributes).transpose_a ? -2 : -1]);
+  const bool bias = inputs.size() > 2 && inputs[2] != nullptr;
+  return out * (2 * inner + (bias ? 1 : 0));
+}
+
+}  // namespace
+
+constinit const OpDef kMatMul = {.name = "MatMul",
+                                 .min_inputs = 2,
+                                 .max_inputs = 3,
+                                 .infer = InferMatMul,
+                                 .gradient = MatMulGradient,
+                                 .flops = MatMulFlops};
+
+Value MatMul(Builder& b, Value a, Value x, bool transpose_a, bool transpose_b, Value bias) {
+  Attributes attributes = {{"transpose_a", int64_t{transpose_a}},
+                           {"transpose_b", int64_t{transpose_b}}};
+  if (!bias.valid()) return b.Add(kMatMul, {a, x}, std::move(attributes));
+  return b.Add(kMatMul, {a, x, bias}, std::move(attributes));
+}
+
+}  // namespace tandem::ops

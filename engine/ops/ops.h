@@ -1,0 +1,156 @@
+// The operator vocabulary, on one page.
+//
+// Each function appends one node to a Builder and returns its output(s); after the builder's first
+// error it does nothing. Shapes stand in the comments; "..." is any number of leading dimensions.
+// f32 unless said otherwise. Binary operators broadcast as NumPy does. Each operator's inference,
+// gradient, lowering and cost are in the family's file beside this one; its meaning follows the
+// cited definition, else ONNX's operator of that name.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "engine/graph/builder.h"
+
+namespace tandem::ops {
+
+// --- elementwise.cc: one input, same shape -----------------------------------------------------
+#define TANDEM_UNARY_OPS(OP)                                                                      \
+  OP(Neg) OP(Abs) OP(Sign) OP(Exp) OP(Log) OP(Sqrt) OP(Rsqrt) OP(Reciprocal) OP(Tanh) OP(Sigmoid) \
+  OP(Erf) OP(Relu) OP(Gelu) OP(GeluTanh) OP(Silu) OP(Softplus) OP(Sin) OP(Cos) OP(Floor) OP(Ceil) \
+  OP(Round) OP(Square) OP(Not)
+// Derivatives that are worth a fused kernel: (x, dy) -> dx.
+#define TANDEM_UNARY_GRAD_OPS(OP) OP(ReluGrad) OP(GeluGrad) OP(GeluTanhGrad) OP(SiluGrad)
+// Two inputs, broadcast. The comparisons give bool; And, Or and Xor take and give bool.
+#define TANDEM_BINARY_OPS(OP)                                                              \
+  OP(Add) OP(Sub) OP(Mul) OP(Div) OP(Pow) OP(Max) OP(Min) OP(Mod) OP(Equal) OP(Less)       \
+  OP(LessOrEqual) OP(And) OP(Or) OP(Xor)
+
+#define OP(name) Value name(Builder& b, Value x);
+TANDEM_UNARY_OPS(OP)
+#undef OP
+#define OP(name) Value name(Builder& b, Value x, Value y);
+TANDEM_UNARY_GRAD_OPS(OP)
+TANDEM_BINARY_OPS(OP)
+#undef OP
+// condition ? x : y; condition is bool; all three broadcast.
+Value Where(Builder& b, Value condition, Value x, Value y);
+Value Cast(Builder& b, Value x, DType to);
+// silu(gate) * up, the gate of Shazeer, "GLU variants improve Transformer" (2020).
+Value SwiGlu(Builder& b, Value gate, Value up);
+// -> {d gate, d up}
+std::vector<Value> SwiGluGrad(Builder& b, Value gate, Value up, Value dy);
+
+// --- reduce.cc: over `axes` (empty: all); keep leaves them as size 1 ----------------------------
+Value ReduceSum(Builder& b, Value x, std::vector<int64_t> axes, bool keep);
+Value ReduceMax(Builder& b, Value x, std::vector<int64_t> axes, bool keep);
+Value ReduceMin(Builder& b, Value x, std::vector<int64_t> axes, bool keep);
+Value ReduceProd(Builder& b, Value x, std::vector<int64_t> axes, bool keep);
+Value ReduceMean(Builder& b, Value x, std::vector<int64_t> axes, bool keep);  // composed
+// Index of the first largest (smallest) along one axis: i64.
+Value ArgMax(Builder& b, Value x, int64_t axis, bool keep);
+Value ArgMin(Builder& b, Value x, int64_t axis, bool keep);
+// x summed over the dimensions that broadcasting `shape` to x's shape would add or stretch.
+Value SumToShape(Builder& b, Value x, const Shape& shape);  // composed
+
+// --- shape.cc: any dtype ------------------------------------------------------------------------
+Value Reshape(Builder& b, Value x, const Shape& shape);  // no copy
+Value Transpose(Builder& b, Value x, std::vector<int64_t> permutation);
+Value BroadcastTo(Builder& b, Value x, const Shape& shape);
+// x[starts[i] : ends[i] : steps[i]] in every dimension i; steps may be negative, ends exclusive
+// (ends[i] = -1 with a negative step: down to index 0). All within bounds already.
+Value Slice(Builder& b, Value x, std::vector<int64_t> starts, std::vector<int64_t> ends,
+            std::vector<int64_t> steps);
+// A tensor of `shape` of zeros with y written where Slice would have read: Slice's adjoint.
+Value Unslice(Builder& b, Value y, const Shape& shape, std::vector<int64_t> starts,
+              std::vector<int64_t> ends, std::vector<int64_t> steps);
+// `before[i]` and `after[i]` elements of `value` around dimension i.
+Value Pad(Builder& b, Value x, std::vector<int64_t> before, std::vector<int64_t> after,
+          double value = 0);
+Value Concat(Builder& b, std::vector<Value> xs, int64_t axis);
+// Slices of `x` along `axis` at `indices` (i32 or i64, any shape, negative from the end): output
+// shape x[:axis] + indices + x[axis+1:]. Indices from outside are checked before they get here;
+// kernels clamp.
+Value Gather(Builder& b, Value x, Value indices, int64_t axis);
+// The adjoint of Gather along axis 0: zeros of `shape` with dy's slices added at `indices`.
+Value GatherGrad(Builder& b, Value dy, Value indices, const Shape& shape);
+
+// --- linear.cc ----------------------------------------------------------------------------------
+// a (..., M, K) x b (..., K, N) -> (..., M, N), batch dimensions broadcast; with transpose_a, a is
+// (..., K, M); with transpose_b, b is (..., N, K). `bias` (N) is optional. Batch-invariant: the bits
+// of an output row depend on that row of a, on b and on bias alone.
+Value MatMul(Builder& b, Value a, Value x, bool transpose_a = false, bool transpose_b = false,
+             Value bias = {});
+
+// --- conv.cc: NC + spatial (1 or 2 dimensions), weights (O, I / groups, kernel...) ---------------
+struct ConvOptions {
+  std::vector<int64_t> strides, pads_begin, pads_end, dilations;  // one a spatial dimension
+  int64_t groups = 1;
+};
+Value Conv(Builder& b, Value x, Value weight, Value bias, const ConvOptions& options);
+// dx of Conv, for inputs of shape x_shape: also the transposed convolution.
+Value ConvInputGrad(Builder& b, Value dy, Value weight, const Shape& x_shape,
+                    const ConvOptions& options);
+Value ConvWeightGrad(Builder& b, Value dy, Value x, const Shape& weight_shape,
+                     const ConvOptions& options);
+struct PoolOptions {
+  std::vector<int64_t> kernel, strides, pads_begin, pads_end, dilations;
+  bool ceil_mode = false;
+  bool count_include_pad = false;  // average only
+};
+// -> {y, indices}: i64 position of each maximum within its (H, W) plane.
+std::vector<Value> MaxPool(Builder& b, Value x, const PoolOptions& options);
+// Adds dy at `indices` of planes of x_shape: the gradient of MaxPool, and max-unpooling.
+Value MaxPoolGrad(Builder& b, Value dy, Value indices, const Shape& x_shape);
+Value AveragePool(Builder& b, Value x, const PoolOptions& options);
+Value AveragePoolGrad(Builder& b, Value dy, const Shape& x_shape, const PoolOptions& options);
+
+// --- normalization.cc: over the last dimension ---------------------------------------------------
+Value Softmax(Builder& b, Value x);
+Value SoftmaxGrad(Builder& b, Value y, Value dy);
+Value LogSoftmax(Builder& b, Value x);
+Value LogSoftmaxGrad(Builder& b, Value y, Value dy);
+// Ba et al. 2016. gamma, beta (D) optional. -> {y (..., D), mean (...), rstd (...)}
+std::vector<Value> LayerNorm(Builder& b, Value x, Value gamma, Value beta, double epsilon);
+// -> {dx, dgamma, dbeta}; gamma optional (then dgamma is for a gamma of ones).
+std::vector<Value> LayerNormGrad(Builder& b, Value x, Value gamma, Value mean, Value rstd, Value dy);
+// Zhang and Sennrich 2019: x * rsqrt(mean(x^2) + epsilon) * gamma. -> {y (..., D), rstd (...)}
+std::vector<Value> RmsNorm(Builder& b, Value x, Value gamma, double epsilon);
+std::vector<Value> RmsNormGrad(Builder& b, Value x, Value gamma, Value rstd, Value dy);  // {dx, dgamma}
+
+// --- loss.cc --------------------------------------------------------------------------------------
+// logits (N, V), targets (N) i32 -> {loss (N), lse (N)}: loss = lse - logits[target], in nats.
+std::vector<Value> SoftmaxCrossEntropy(Builder& b, Value logits, Value targets);
+// dlogits (N, V) = (softmax(logits) - onehot(targets)) * dloss (N)
+Value SoftmaxCrossEntropyGrad(Builder& b, Value logits, Value targets, Value lse, Value dloss);
+
+// --- sequence.cc: packed tokens of several sequences, see DESIGN "Language models run packed" ----
+// Rotary positions (Su et al. 2021) in Llama's pairing (i, i + D/2): x (N, H, D), positions (N) i32.
+// table (P, D): cosines then sines of each position. `inverse` rotates back (the gradient).
+Value Rope(Builder& b, Value x, Value positions, Value table, bool inverse = false);
+// The table for Rope, (max_positions, D), computed in double.
+Tensor RopeTable(double theta, int64_t head_dim, int64_t max_positions);
+// Causal attention within each sequence (Dao et al., FlashAttention-2). q (N, H, D), k and v
+// (N, Hkv, D), query_start (S + 1) i32: sequence s holds tokens [query_start[s], query_start[s+1]).
+// -> {out (N, H, D), lse (N, H)}. scale multiplies the scores.
+std::vector<Value> Attention(Builder& b, Value q, Value k, Value v, Value query_start, double scale);
+// -> {dq, dk, dv}
+std::vector<Value> AttentionGrad(Builder& b, Value q, Value k, Value v, Value query_start, Value out,
+                                 Value lse, Value dout, double scale);
+// Serving: writes the new tokens' k and v into the cache (in place), then attends to all of it.
+// past_length (S) i32; block_table (S, B) i32; k_cache (P, Hkv, D, 32), v_cache (P, Hkv, 32, D).
+// The same bits as Attention over the whole sequence. Not differentiable.
+Value PagedAttention(Builder& b, Value q, Value k, Value v, Value query_start, Value past_length,
+                     Value block_table, Value k_cache, Value v_cache, double scale);
+
+// --- optimizer.cc: over flat parameters ------------------------------------------------------------
+// Sum of squares of x (P) as an f64 scalar, in a fixed order.
+Value SumOfSquares(Builder& b, Value x);
+// Adam (decoupled = false; Kingma and Ba 2015) or AdamW (Loshchilov and Hutter 2019), with PyTorch's
+// formulas. p, g, m, v (P); decay (P) u8: 1 where weight decay applies; hyper (8):
+// {lr, beta1, beta2, eps, weight_decay, 1 - beta1^t, 1 - beta2^t, gradient scale}.
+// -> {p', m', v'}, which may share memory with p, m, v.
+std::vector<Value> AdamStep(Builder& b, Value p, Value g, Value m, Value v, Value decay, Value hyper,
+                            bool decoupled);
+
+}  // namespace tandem::ops

@@ -1,0 +1,308 @@
+#include "engine/train/trainer.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <cstring>
+#include <utility>
+
+#include "absl/strings/str_join.h"
+#include "engine/graph/gradient.h"
+#include "engine/ops/ops.h"
+#include "engine/train/loss.h"
+
+namespace tandem {
+namespace {
+
+class Stopwatch {
+ public:
+  double seconds() const {
+    return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin_).count();
+  }
+
+ private:
+  std::chrono::steady_clock::time_point begin_ = std::chrono::steady_clock::now();
+};
+
+absl::Status CheckRange(std::string_view name, double value, double low, bool low_open,
+                        double high) {
+  if (std::isfinite(value) && (low_open ? value > low : value >= low) && value < high) {
+    return absl::OkStatus();
+  }
+  return InvalidArgument(name, " is ", value, ", must be ", low_open ? "above " : "at least ", low,
+                         std::isinf(high) ? std::string(" and finite")
+                                          : StrCat(" and below ", high));
+}
+
+// The class indices of a cross-entropy target, against the number of classes that the graph has.
+absl::Status CheckTargets(const Plan& plan, const LossInputs& inputs) {
+  int64_t classes = 0;
+  for (const Node& node : plan.graph().nodes()) {
+    if (node.op->name == "SoftmaxCrossEntropy") classes = plan.graph().type(node.inputs[0]).shape[-1];
+  }
+  const Tensor& target = *inputs.inputs.back();
+  for (int64_t i = 0; i < target.num_elements(); ++i) {
+    const int64_t value = ElementAsInt(target, i);
+    if (value < 0 || value >= classes) {
+      return InvalidArgument("target element ", i, " is ", value, ", outside the classes [0, ",
+                             classes, ")");
+    }
+  }
+  return absl::OkStatus();
+}
+
+// A plan of one node over flat parameters: inputs in, outputs out.
+template <typename Build>
+absl::StatusOr<std::unique_ptr<Plan>> FlatPlan(const std::vector<TensorType>& inputs, Build build) {
+  Builder builder;
+  std::vector<Value> values;
+  for (const TensorType& type : inputs) values.push_back(builder.Input("", type));
+  for (Value v : build(builder, values)) builder.Output(v);
+  TANDEM_ASSIGN_OR_RETURN(Graph graph, builder.Finish());
+  return Plan::Compile(std::move(graph), CpuBackend());
+}
+
+bool Matches(const std::string& name, const std::string& pattern) {
+  if (!pattern.empty() && pattern.back() == '*') {
+    return name.compare(0, pattern.size() - 1, pattern, 0, pattern.size() - 1) == 0;
+  }
+  return name == pattern;
+}
+
+}  // namespace
+
+absl::Status OptimizerOptions::Validate() const {
+  constexpr double kInf = INFINITY;
+  TANDEM_RETURN_IF_ERROR(CheckRange("learning_rate", learning_rate, 0, false, kInf));
+  TANDEM_RETURN_IF_ERROR(CheckRange("beta1", beta1, 0, false, 1));
+  TANDEM_RETURN_IF_ERROR(CheckRange("beta2", beta2, 0, false, 1));
+  TANDEM_RETURN_IF_ERROR(CheckRange("epsilon", epsilon, 0, true, kInf));
+  TANDEM_RETURN_IF_ERROR(CheckRange("weight_decay", weight_decay, 0, false, kInf));
+  return CheckRange("max_grad_norm", max_grad_norm, 0, false, kInf);
+}
+
+Trainer::Trainer(Model* model, Objective objective, OptimizerOptions optimizer,
+                 std::vector<std::string> frozen)
+    : model_(model),
+      objective_(std::move(objective)),
+      optimizer_(optimizer),
+      frozen_(std::move(frozen)) {}
+
+absl::StatusOr<std::unique_ptr<Trainer>> Trainer::Create(Model* model, Objective objective,
+                                                         OptimizerOptions optimizer,
+                                                         const std::vector<std::string>& frozen) {
+  TANDEM_RETURN_IF_ERROR(optimizer.Validate());
+  TANDEM_RETURN_IF_ERROR(CheckObjective(*model, objective));
+  std::unique_ptr<Trainer> trainer(new Trainer(model, std::move(objective), optimizer, frozen));
+  TANDEM_RETURN_IF_ERROR(trainer->SelectTrainable());
+  const int64_t size = model->parameters().flat_size();
+  const TensorType flat{DType::kF32, {size}};
+  trainer->gradients_ = Tensor::Zeros(flat);
+  trainer->first_moment_ = Tensor::Zeros(flat);
+  trainer->second_moment_ = Tensor::Zeros(flat);
+  trainer->decay_ = Tensor::Zeros({DType::kU8, {size}});
+  trainer->FillDecay();
+  TANDEM_ASSIGN_OR_RETURN(trainer->norm_plan_,
+                          FlatPlan({flat}, [](Builder& b, const std::vector<Value>& in) {
+                            return std::vector<Value>{ops::SumOfSquares(b, in[0])};
+                          }));
+  TANDEM_ASSIGN_OR_RETURN(trainer->add_plan_,
+                          FlatPlan({flat, flat}, [](Builder& b, const std::vector<Value>& in) {
+                            return std::vector<Value>{ops::Add(b, in[0], in[1])};
+                          }));
+  const std::vector<TensorType> step_inputs = {
+      flat, flat, flat, flat, {DType::kU8, {size}}, {DType::kF32, {8}}};
+  const bool decoupled = optimizer.decoupled;
+  TANDEM_ASSIGN_OR_RETURN(trainer->step_plan_, FlatPlan(step_inputs, [decoupled](
+                                                   Builder& b, const std::vector<Value>& in) {
+    return ops::AdamStep(b, in[0], in[1], in[2], in[3], in[4], in[5], decoupled);
+  }));
+  return trainer;
+}
+
+absl::Status Trainer::SelectTrainable() {
+  const std::vector<ParameterInfo>& infos = model_->source().parameters();
+  std::vector<bool> used(frozen_.size(), false);
+  for (size_t i = 0; i < infos.size(); ++i) {
+    bool is_frozen = false;
+    for (size_t k = 0; k < frozen_.size(); ++k) {
+      if (!Matches(infos[i].name, frozen_[k])) continue;
+      is_frozen = true;
+      used[k] = true;
+    }
+    if (is_frozen) continue;
+    trainable_.push_back(static_cast<int32_t>(i));
+    trainable_parameters_ += infos[i].shape.num_elements();
+  }
+  for (size_t k = 0; k < frozen_.size(); ++k) {
+    if (!used[k]) {
+      return InvalidArgument("frozen '", frozen_[k], "' matches no parameter of model '",
+                             model_->name(), "'");
+    }
+  }
+  if (trainable_.empty()) {
+    return InvalidArgument("model '", model_->name(), "' has no parameter left to train");
+  }
+  return absl::OkStatus();
+}
+
+void Trainer::FillDecay() {
+  const std::vector<ParameterInfo>& infos = model_->source().parameters();
+  std::span<uint8_t> decay = decay_.data<uint8_t>();
+  std::fill(decay.begin(), decay.end(), uint8_t{0});
+  for (int32_t i : trainable_) {
+    if (!optimizer_.decay_vectors && infos[i].shape.rank() < 2) continue;
+    const int64_t begin = model_->parameters().offset(i);
+    std::fill_n(decay.begin() + begin, infos[i].shape.num_elements(), uint8_t{1});
+  }
+}
+
+absl::StatusOr<LossReport> Trainer::ForwardBackward(const Batch& batch) {
+  const Stopwatch watch;
+  TANDEM_ASSIGN_OR_RETURN(LossInputs inputs, PrepareBatch(*model_, objective_, batch));
+  const std::string key = StrCat("train ", absl::StrJoin(frozen_, ","), " ",
+                                 LossKey(objective_, inputs));
+  TANDEM_ASSIGN_OR_RETURN(Plan * plan, model_->plans().Get(key, [&]() -> absl::StatusOr<Graph> {
+    Builder builder(EvaluateNode);
+    TANDEM_ASSIGN_OR_RETURN(const Value losses,
+                            BuildLosses(builder, *model_, objective_, inputs));
+    const Value cotangent = builder.Input("cotangent", builder.type(losses));
+    std::vector<Value> wrt;
+    for (int32_t i : trainable_) {
+      const ParameterInfo& info = model_->source().parameters()[i];
+      wrt.push_back(builder.Parameter(i, info.name, {DType::kF32, info.shape}));
+    }
+    TANDEM_ASSIGN_OR_RETURN(const std::vector<Value> gradients,
+                            Gradient(builder, losses, wrt, cotangent));
+    builder.Output(losses);
+    for (Value v : gradients) builder.Output(v);
+    return builder.Finish();
+  }));
+  if (objective_.loss == Loss::kCrossEntropy) TANDEM_RETURN_IF_ERROR(CheckTargets(*plan, inputs));
+
+  // The cotangent of the losses: weight / what MEAN divides by.
+  Tensor losses(plan->output_types()[0]);
+  Tensor cotangent(losses.type());
+  double divisor = 1;
+  if (objective_.reduction == Reduction::kMean) {
+    divisor = inputs.weights.empty() ? static_cast<double>(losses.num_elements()) : 0;
+    for (float w : inputs.weights) divisor += w;
+    if (divisor == 0) divisor = 1;  // no trained position: zero gradients
+  }
+  std::span<float> scale = cotangent.data<float>();
+  for (size_t i = 0; i < scale.size(); ++i) {
+    scale[i] = static_cast<float>((inputs.weights.empty() ? 1 : inputs.weights[i]) / divisor);
+  }
+
+  if (micro_step_ > 0 && partial_gradients_.num_elements() != gradients_.num_elements()) {
+    partial_gradients_ = Tensor::Zeros(gradients_.type());
+  }
+  Tensor& target = micro_step_ == 0 ? gradients_ : partial_gradients_;
+  std::vector<const void*> input_pointers;
+  for (const Tensor* tensor : inputs.inputs) input_pointers.push_back(tensor->raw());
+  input_pointers.push_back(cotangent.raw());
+  std::vector<void*> output_pointers = {losses.raw()};
+  for (int32_t i : trainable_) {
+    output_pointers.push_back(target.data<float>().data() + model_->parameters().offset(i));
+  }
+  plan->Run(input_pointers, model_->parameters().pointers(), output_pointers);
+  if (micro_step_ > 0) {
+    const void* in[] = {gradients_.raw(), partial_gradients_.raw()};
+    void* out[] = {gradients_.raw()};
+    add_plan_->Run(in, {}, out);
+  }
+  ++micro_step_;
+  LossReport report = ReduceLosses(objective_, inputs, losses);
+  last_loss_ = report.loss;
+  report.seconds = watch.seconds();
+  return report;
+}
+
+absl::StatusOr<StepReport> Trainer::OptimStep() {
+  if (micro_step_ == 0) {
+    return FailedPrecondition("model '", model_->name(),
+                              "' has no accumulated gradients: call ForwardBackward first");
+  }
+  const Stopwatch watch;
+  StepReport report;
+  double sum = 0;
+  {
+    const void* in[] = {gradients_.raw()};
+    void* out[] = {&sum};
+    norm_plan_->Run(in, {}, out);
+  }
+  report.grad_norm = std::sqrt(sum);
+  report.skipped = !std::isfinite(sum);
+  micro_step_ = 0;
+  if (report.skipped) {
+    ++skipped_steps_;
+  } else {
+    ++step_;
+    // Clip as PyTorch's clip_grad_norm_ does.
+    double scale = 1;
+    if (optimizer_.max_grad_norm > 0) {
+      scale = std::min(1.0, optimizer_.max_grad_norm / (report.grad_norm + 1e-6));
+    }
+    const auto t = static_cast<double>(step_);
+    const float hyper[8] = {static_cast<float>(optimizer_.learning_rate),
+                            static_cast<float>(optimizer_.beta1),
+                            static_cast<float>(optimizer_.beta2),
+                            static_cast<float>(optimizer_.epsilon),
+                            static_cast<float>(optimizer_.weight_decay),
+                            static_cast<float>(1 - std::pow(optimizer_.beta1, t)),
+                            static_cast<float>(1 - std::pow(optimizer_.beta2, t)),
+                            static_cast<float>(scale)};
+    float* p = model_->parameters().flat();
+    const void* in[] = {p, gradients_.raw(), first_moment_.raw(), second_moment_.raw(),
+                        decay_.raw(), hyper};
+    void* out[] = {p, first_moment_.raw(), second_moment_.raw()};
+    step_plan_->Run(in, {}, out);
+    model_->BumpWeightsVersion();
+  }
+  report.step = step_;
+  report.seconds = watch.seconds();
+  return report;
+}
+
+absl::StatusOr<LossReport> Trainer::Evaluate(Model* model, const Objective& objective,
+                                             const Batch& batch) {
+  const Stopwatch watch;
+  TANDEM_RETURN_IF_ERROR(CheckObjective(*model, objective));
+  TANDEM_ASSIGN_OR_RETURN(LossInputs inputs, PrepareBatch(*model, objective, batch));
+  const std::string key = StrCat("evaluate ", LossKey(objective, inputs));
+  TANDEM_ASSIGN_OR_RETURN(Plan * plan, model->plans().Get(key, [&]() -> absl::StatusOr<Graph> {
+    Builder builder(EvaluateNode);
+    TANDEM_ASSIGN_OR_RETURN(const Value losses, BuildLosses(builder, *model, objective, inputs));
+    builder.Output(losses);
+    return builder.Finish();
+  }));
+  if (objective.loss == Loss::kCrossEntropy) TANDEM_RETURN_IF_ERROR(CheckTargets(*plan, inputs));
+  TANDEM_ASSIGN_OR_RETURN(const std::vector<Tensor> losses,
+                          RunPlan(*plan, inputs.inputs, model->parameters().pointers()));
+  LossReport report = ReduceLosses(objective, inputs, losses[0]);
+  report.seconds = watch.seconds();
+  return report;
+}
+
+absl::Status Trainer::SetOptimizer(const OptimizerOptions& options) {
+  TANDEM_RETURN_IF_ERROR(options.Validate());
+  if (options.decoupled != optimizer_.decoupled) {
+    return InvalidArgument("the kind of optimizer cannot change during training");
+  }
+  const bool decay_changed = options.decay_vectors != optimizer_.decay_vectors;
+  optimizer_ = options;
+  if (decay_changed) FillDecay();
+  return absl::OkStatus();
+}
+
+int64_t Trainer::state_bytes() const {
+  return gradients_.bytes() + first_moment_.bytes() + second_moment_.bytes() + decay_.bytes() +
+         partial_gradients_.bytes();
+}
+
+std::span<const float> Trainer::gradient(int i) const {
+  const int64_t size = model_->source().parameters()[i].shape.num_elements();
+  return gradients_.data<float>().subspan(model_->parameters().offset(i), size);
+}
+
+}  // namespace tandem

@@ -1,0 +1,111 @@
+// Trainer: loss, gradients and optimizer over a Model, in place.
+//
+// Every method runs on the compute thread. Parameters, gradients and optimizer state are flat arrays
+// of one layout (ParameterStore), so an optimizer step is one pass.
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "engine/exec/model.h"
+
+namespace tandem {
+
+enum class Loss : uint8_t { kCrossEntropy, kMse, kL1, kHuber, kBceWithLogits, kGraphOutput };
+enum class Reduction : uint8_t { kMean, kSum };
+
+struct Objective {
+  Loss loss = Loss::kCrossEntropy;
+  Reduction reduction = Reduction::kMean;
+  std::string output;             // empty: the only one
+  std::string target = "target";  // the batch's tensor to compare with
+  double huber_delta = 1;
+};
+
+struct OptimizerOptions {
+  bool decoupled = true;  // AdamW; false: Adam
+  double learning_rate = 1e-3, beta1 = 0.9, beta2 = 0.999, epsilon = 1e-8, weight_decay = 0.01;
+  double max_grad_norm = 0;   // 0: no clipping
+  bool decay_vectors = false;  // weight decay on parameters of fewer than two dimensions
+  absl::Status Validate() const;
+};
+
+struct TokenSequence {
+  std::vector<int32_t> tokens;
+  std::vector<int32_t> targets;  // -1: not trained. Empty: the next token, none for the last
+  std::vector<float> weights;    // empty: ones
+};
+
+struct Batch {
+  std::vector<std::pair<std::string, Tensor>> tensors;
+  std::vector<TokenSequence> sequences;
+};
+
+struct LossReport {
+  double loss = 0;        // reduced
+  double loss_sum = 0, weight_sum = 0;
+  int64_t tokens = 0;     // trained positions or loss elements
+  // Cross-entropy: the log-probability of each target, one a position (packed sequences in order, 0
+  // where there is no target) or a row.
+  std::vector<float> logprobs;
+  double seconds = 0;
+};
+
+struct StepReport {
+  double grad_norm = 0;   // before clipping
+  bool skipped = false;   // gradients not finite
+  int64_t step = 0;
+  double seconds = 0;
+};
+
+class Trainer {
+ public:
+  // `frozen`: exact parameter names or prefixes ending in '*'; an entry that matches nothing is an
+  // error. The model must outlive the trainer.
+  static absl::StatusOr<std::unique_ptr<Trainer>> Create(Model* model, Objective objective,
+                                                         OptimizerOptions optimizer,
+                                                         const std::vector<std::string>& frozen);
+  // Adds the batch's gradients to the accumulated ones. Errors leave everything as it was.
+  absl::StatusOr<LossReport> ForwardBackward(const Batch& batch);
+  // Applies and clears the accumulated gradients. FAILED_PRECONDITION when there are none.
+  absl::StatusOr<StepReport> OptimStep();
+  // The loss of a batch, nothing changed; the model need not be in training.
+  static absl::StatusOr<LossReport> Evaluate(Model* model, const Objective& objective,
+                                             const Batch& batch);
+
+  const Objective& objective() const { return objective_; }
+  const OptimizerOptions& optimizer() const { return optimizer_; }
+  absl::Status SetOptimizer(const OptimizerOptions& options);
+  int64_t step() const { return step_; }
+  int64_t skipped_steps() const { return skipped_steps_; }
+  int64_t micro_step() const { return micro_step_; }
+  int64_t trainable_parameters() const { return trainable_parameters_; }
+  int64_t state_bytes() const;
+  double last_loss() const { return last_loss_; }
+  const std::vector<std::string>& frozen() const { return frozen_; }
+  // The accumulated gradient of parameter i (tests and diagnostics).
+  std::span<const float> gradient(int i) const;
+
+ private:
+  Trainer(Model* model, Objective objective, OptimizerOptions optimizer,
+          std::vector<std::string> frozen);
+  absl::Status SelectTrainable();
+  void FillDecay();
+
+  Model* model_;
+  Objective objective_;
+  OptimizerOptions optimizer_;
+  std::vector<std::string> frozen_;
+  std::vector<int32_t> trainable_;  // parameter indices
+  // Flat, in the layout of ParameterStore; zero where a parameter is frozen or padding.
+  Tensor gradients_, first_moment_, second_moment_;  // (P) f32
+  Tensor decay_;                                     // (P) u8: 1 where weight decay applies
+  Tensor partial_gradients_;  // (P) f32, of the second and later micro-batches; made when needed
+  std::unique_ptr<Plan> norm_plan_, add_plan_, step_plan_;
+  int64_t step_ = 0, skipped_steps_ = 0, micro_step_ = 0, trainable_parameters_ = 0;
+  double last_loss_ = 0;
+};
+
+}  // namespace tandem

@@ -1,0 +1,222 @@
+#include "server/convert_training.h"
+
+#include <cmath>
+#include <set>
+
+#include "server/convert.h"
+
+namespace tandem::server {
+namespace {
+
+struct LossPair {
+  Loss loss;
+  v1::Loss wire;
+};
+constexpr LossPair kLosses[] = {{Loss::kCrossEntropy, v1::LOSS_CROSS_ENTROPY},
+                                {Loss::kMse, v1::LOSS_MSE},
+                                {Loss::kL1, v1::LOSS_L1},
+                                {Loss::kHuber, v1::LOSS_HUBER},
+                                {Loss::kBceWithLogits, v1::LOSS_BCE_WITH_LOGITS},
+                                {Loss::kGraphOutput, v1::LOSS_GRAPH_OUTPUT}};
+
+absl::StatusOr<TokenSequence> FromProto(const v1::Sequence& sequence, std::string_view what) {
+  const int tokens = sequence.tokens_size();
+  if (tokens == 0) return InvalidArgument(what, ".tokens is empty");
+  if (sequence.targets_size() != 0 && sequence.targets_size() != tokens) {
+    return InvalidArgument(what, ".targets has ", sequence.targets_size(), " entries for ", tokens,
+                           " tokens");
+  }
+  if (sequence.weights_size() != 0 && sequence.weights_size() != tokens) {
+    return InvalidArgument(what, ".weights has ", sequence.weights_size(), " entries for ", tokens,
+                           " tokens");
+  }
+  for (int i = 0; i < sequence.weights_size(); ++i) {
+    TANDEM_RETURN_IF_ERROR(CheckFinite(sequence.weights(i), StrCat(what, ".weights[", i, "]")));
+  }
+  TokenSequence out;
+  out.tokens.assign(sequence.tokens().begin(), sequence.tokens().end());
+  out.targets.assign(sequence.targets().begin(), sequence.targets().end());
+  out.weights.assign(sequence.weights().begin(), sequence.weights().end());
+  return out;
+}
+
+}  // namespace
+
+absl::StatusOr<Objective> FromProto(const v1::Objective& objective) {
+  Objective out;
+  bool known = false;
+  for (const LossPair& pair : kLosses) {
+    if (pair.wire == objective.loss()) {
+      out.loss = pair.loss;
+      known = true;
+    }
+  }
+  if (!known) {
+    return objective.loss() == v1::LOSS_UNSPECIFIED
+               ? InvalidArgument("objective.loss is not set")
+               : InvalidArgument("objective.loss ", static_cast<int>(objective.loss()),
+                                 " is not a known Loss");
+  }
+  switch (objective.reduction()) {
+    case v1::REDUCTION_UNSPECIFIED:
+    case v1::REDUCTION_MEAN:
+      out.reduction = Reduction::kMean;
+      break;
+    case v1::REDUCTION_SUM:
+      out.reduction = Reduction::kSum;
+      break;
+    default:
+      return InvalidArgument("objective.reduction ", static_cast<int>(objective.reduction()),
+                             " is not a known Reduction");
+  }
+  out.output = objective.output();
+  if (!objective.target().empty()) out.target = objective.target();
+  if (objective.has_huber_delta()) {
+    if (!(objective.huber_delta() > 0) || !std::isfinite(objective.huber_delta())) {
+      return InvalidArgument("objective.huber_delta is ", objective.huber_delta(),
+                             ", expected a positive number");
+    }
+    if (out.loss != Loss::kHuber) {
+      return InvalidArgument("objective.huber_delta is set, but the loss is not LOSS_HUBER");
+    }
+    out.huber_delta = objective.huber_delta();
+  }
+  return out;
+}
+
+v1::Objective ToProto(const Objective& objective) {
+  v1::Objective out;
+  for (const LossPair& pair : kLosses) {
+    if (pair.loss == objective.loss) out.set_loss(pair.wire);
+  }
+  out.set_reduction(objective.reduction == Reduction::kMean ? v1::REDUCTION_MEAN
+                                                            : v1::REDUCTION_SUM);
+  out.set_output(objective.output);
+  out.set_target(objective.target);
+  if (objective.loss == Loss::kHuber) out.set_huber_delta(objective.huber_delta);
+  return out;
+}
+
+absl::StatusOr<OptimizerOptions> WithParameters(OptimizerOptions options,
+                                                const v1::OptimizerParameters& parameters) {
+  absl::Status status;
+  const auto take = [&](bool present, double value, const char* field, double& out) {
+    if (!present) return;
+    if (status.ok()) status = CheckFinite(value, field);
+    out = value;
+  };
+  const v1::OptimizerParameters& p = parameters;
+  take(p.has_learning_rate(), p.learning_rate(), "learning_rate", options.learning_rate);
+  take(p.has_beta1(), p.beta1(), "beta1", options.beta1);
+  take(p.has_beta2(), p.beta2(), "beta2", options.beta2);
+  take(p.has_epsilon(), p.epsilon(), "epsilon", options.epsilon);
+  take(p.has_weight_decay(), p.weight_decay(), "weight_decay", options.weight_decay);
+  take(p.has_max_grad_norm(), p.max_grad_norm(), "max_grad_norm", options.max_grad_norm);
+  TANDEM_RETURN_IF_ERROR(status);
+  TANDEM_RETURN_IF_ERROR(options.Validate());
+  return options;
+}
+
+absl::StatusOr<OptimizerOptions> FromProto(const v1::Optimizer& optimizer) {
+  OptimizerOptions options;
+  switch (optimizer.kind()) {
+    case v1::OPTIMIZER_KIND_UNSPECIFIED:
+    case v1::OPTIMIZER_KIND_ADAMW:
+      options.decoupled = true;
+      break;
+    case v1::OPTIMIZER_KIND_ADAM:
+      options.decoupled = false;
+      options.weight_decay = 0;
+      break;
+    default:
+      return InvalidArgument("optimizer.kind ", static_cast<int>(optimizer.kind()),
+                             " is not a known OptimizerKind");
+  }
+  options.decay_vectors = optimizer.decay_vectors();
+  return WithParameters(options, optimizer.parameters());
+}
+
+v1::Optimizer ToProto(const OptimizerOptions& options) {
+  v1::Optimizer out;
+  out.set_kind(options.decoupled ? v1::OPTIMIZER_KIND_ADAMW : v1::OPTIMIZER_KIND_ADAM);
+  out.set_decay_vectors(options.decay_vectors);
+  v1::OptimizerParameters* parameters = out.mutable_parameters();
+  parameters->set_learning_rate(options.learning_rate);
+  parameters->set_beta1(options.beta1);
+  parameters->set_beta2(options.beta2);
+  parameters->set_epsilon(options.epsilon);
+  parameters->set_weight_decay(options.weight_decay);
+  parameters->set_max_grad_norm(options.max_grad_norm);
+  return out;
+}
+
+absl::StatusOr<Batch> FromProto(const v1::Batch& batch) {
+  if (batch.tensors_size() != 0 && batch.sequences_size() != 0) {
+    return InvalidArgument("batch has both tensors and sequences");
+  }
+  if (batch.tensors_size() == 0 && batch.sequences_size() == 0) {
+    return InvalidArgument("batch is empty: it needs tensors or sequences");
+  }
+  Batch out;
+  std::set<std::string> names;
+  for (const v1::NamedTensor& named : batch.tensors()) {
+    if (!names.insert(named.name()).second) {
+      return InvalidArgument("batch tensor '", named.name(), "' is given twice");
+    }
+    TANDEM_ASSIGN_OR_RETURN(
+        Tensor tensor,
+        server::FromProto(named.tensor(), StrCat("batch tensor '", named.name(), "'")));
+    out.tensors.emplace_back(named.name(), std::move(tensor));
+  }
+  for (int i = 0; i < batch.sequences_size(); ++i) {
+    TANDEM_ASSIGN_OR_RETURN(TokenSequence sequence,
+                            FromProto(batch.sequences(i), StrCat("batch.sequences[", i, "]")));
+    out.sequences.push_back(std::move(sequence));
+  }
+  return out;
+}
+
+void ToProto(const LossReport& report, bool return_logprobs, int64_t weights_version,
+             v1::ForwardBackwardResponse* out) {
+  if (return_logprobs) out->mutable_logprobs()->Add(report.logprobs.begin(), report.logprobs.end());
+  out->set_loss(report.loss);
+  out->set_loss_sum(report.loss_sum);
+  out->set_weight_sum(report.weight_sum);
+  out->set_tokens(report.tokens);
+  out->set_weights_version(weights_version);
+  out->set_forward_backward_seconds(report.seconds);
+}
+
+void ToProto(const LossReport& report, bool return_logprobs, int64_t weights_version,
+             v1::EvaluateResponse* out) {
+  if (return_logprobs) out->mutable_logprobs()->Add(report.logprobs.begin(), report.logprobs.end());
+  out->set_loss(report.loss);
+  out->set_loss_sum(report.loss_sum);
+  out->set_weight_sum(report.weight_sum);
+  out->set_tokens(report.tokens);
+  out->set_weights_version(weights_version);
+}
+
+void ToProto(const StepReport& report, int64_t weights_version, v1::OptimStepResponse* out) {
+  out->set_grad_norm(report.grad_norm);
+  out->set_skipped(report.skipped);
+  out->set_step(report.step);
+  out->set_weights_version(weights_version);
+  out->set_optimizer_seconds(report.seconds);
+}
+
+void ToProto(const Trainer& trainer, const Model& model, v1::Training* out) {
+  out->set_model(model.name());
+  *out->mutable_objective() = ToProto(trainer.objective());
+  *out->mutable_optimizer() = ToProto(trainer.optimizer());
+  out->set_step(trainer.step());
+  out->set_skipped_steps(trainer.skipped_steps());
+  out->set_micro_step(trainer.micro_step());
+  out->set_weights_version(model.weights_version());
+  out->set_trainable_parameters(trainer.trainable_parameters());
+  out->set_state_bytes(trainer.state_bytes());
+  out->set_last_loss(trainer.last_loss());
+  for (const std::string& name : trainer.frozen()) out->add_frozen(name);
+}
+
+}  // namespace tandem::server

@@ -1,0 +1,123 @@
+#include "server/model_service.h"
+
+#include <grpcpp/server_context.h>
+
+#include <string>
+#include <utility>
+
+#include "engine/exec/executor.h"
+#include "server/call.h"
+#include "server/convert_models.h"
+#include "server/model_store.h"
+#include "tandem/v1/models.grpc.pb.h"
+
+namespace tandem::server {
+namespace {
+
+using Context = grpc::CallbackServerContext;
+using Reactor = grpc::ServerUnaryReactor;
+
+class ModelService final : public v1::ModelService::CallbackService {
+ public:
+  explicit ModelService(const Dependencies& dependencies) : deps_(dependencies) {}
+
+  Reactor* ListModels(Context* context, const v1::ListModelsRequest*,
+                      v1::ListModelsResponse* response) override {
+    return StartCall(list_models_, context, Place::kServing, [=, this]() -> Work {
+      return [=, this] {
+        for (const auto& entry : deps_.models.List()) {
+          ToProto(*entry, /*with_hash=*/false, response->add_models());
+        }
+        return absl::OkStatus();
+      };
+    });
+  }
+
+  Reactor* GetModel(Context* context, const v1::GetModelRequest* request,
+                    v1::GetModelResponse* response) override {
+    return StartCall(get_model_, context, Place::kServing, [=, this]() -> absl::StatusOr<Work> {
+      TANDEM_ASSIGN_OR_RETURN(auto entry, deps_.models.FindRecord(request->model()));
+      return [=]() -> absl::Status {
+        ToProto(*entry, /*with_hash=*/true, response->mutable_model());
+        return absl::OkStatus();
+      };
+    });
+  }
+
+  Reactor* CreateModel(Context* context, const v1::CreateModelRequest* request,
+                       v1::CreateModelResponse* response) override {
+    return StartCall(create_model_, context, Place::kLoader, [=, this]() -> absl::StatusOr<Work> {
+      TANDEM_RETURN_IF_ERROR(CheckModelName(request->model()));
+      if (request->seed() != 0 && !request->has_decoder()) {
+        return InvalidArgument("seed is set, but only a decoder has random weights");
+      }
+      if (request->source_case() == v1::CreateModelRequest::SOURCE_NOT_SET) {
+        return InvalidArgument("no source is set: expected onnx, decoder or copy_of");
+      }
+      return [=, this]() -> absl::Status {
+        TANDEM_ASSIGN_OR_RETURN(const auto entry, Create(*request));
+        return Describe(*entry, response->mutable_model());
+      };
+    });
+  }
+
+  Reactor* LoadModel(Context* context, const v1::LoadModelRequest* request,
+                     v1::LoadModelResponse* response) override {
+    return StartCall(load_model_, context, Place::kLoader, [=, this]() -> Work {
+      return [=, this]() -> absl::Status {
+        TANDEM_ASSIGN_OR_RETURN(const auto entry, deps_.models.Load(request->model()));
+        return Describe(*entry, response->mutable_model());
+      };
+    });
+  }
+
+  Reactor* UnloadModel(Context* context, const v1::UnloadModelRequest* request,
+                       v1::UnloadModelResponse*) override {
+    return StartCall(unload_model_, context, Place::kLoader, [=, this]() -> Work {
+      return [=, this] { return deps_.models.Unload(request->model(), request->force()); };
+    });
+  }
+
+  Reactor* SaveModel(Context* context, const v1::SaveModelRequest* request,
+                     v1::SaveModelResponse* response) override {
+    return StartCall(save_model_, context, Place::kLoader, [=, this]() -> Work {
+      return [=, this]() -> absl::Status {
+        TANDEM_ASSIGN_OR_RETURN(const ModelStore::Saved saved,
+                                deps_.models.Save(request->model(), request->save_as()));
+        response->set_path(saved.path);
+        response->set_bytes(saved.bytes);
+        return absl::OkStatus();
+      };
+    });
+  }
+
+ private:
+  // The two below run on the loader's thread.
+
+  absl::StatusOr<ModelStore::Entry> Create(const v1::CreateModelRequest& request) {
+    if (request.has_onnx()) return deps_.models.CreateFromOnnx(request.model(), request.onnx());
+    if (request.has_copy_of()) return deps_.models.CreateCopy(request.model(), request.copy_of());
+    TANDEM_ASSIGN_OR_RETURN(NewDecoder decoder, FromProto(request.decoder(), request.seed()));
+    return deps_.models.CreateDecoder(request.model(), std::move(decoder));
+  }
+
+  absl::Status Describe(const ModelEntry& entry, v1::Model* model) {
+    return deps_.compute.RunAndWait(Executor::Lane::kServing, [&] {
+      ToProto(entry, /*with_hash=*/false, model);
+      return absl::OkStatus();
+    });
+  }
+
+  const Dependencies deps_;
+  const Method list_models_{deps_, "ListModels"}, get_model_{deps_, "GetModel"},
+      create_model_{deps_, "CreateModel"}, load_model_{deps_, "LoadModel"},
+      unload_model_{deps_, "UnloadModel"}, save_model_{deps_, "SaveModel"};
+};
+
+}  // namespace
+
+std::unique_ptr<grpc::Service> MakeModelService(const Dependencies& dependencies) {
+  return std::make_unique<ModelService>(dependencies);
+}
+
+}  // namespace tandem::server

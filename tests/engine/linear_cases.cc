@@ -1,0 +1,104 @@
+// Cases of the matrix product.
+#include "tests/engine/op_cases.h"
+
+namespace tandem::testing {
+namespace {
+
+Ref Product(const Ref& a, const Ref& b, bool ta, bool tb, const Ref* bias) {
+  const auto leading = [](const Shape& s) { return Shape(s.dims().first(s.rank() - 2)); };
+  Shape shape = *BroadcastShapes(leading(a.shape), leading(b.shape));
+  const int64_t m = a.shape[ta ? -1 : -2], k = a.shape[ta ? -2 : -1];
+  const int64_t n = b.shape[tb ? -2 : -1];
+  Shape shape_a = shape, shape_b = shape;
+  for (int64_t d : {a.shape[-2], a.shape[-1]}) shape_a.push_back(d);
+  for (int64_t d : {b.shape[-2], b.shape[-1]}) shape_b.push_back(d);
+  const Ref x = Expand(a, shape_a), y = Expand(b, shape_b);
+  const int64_t batch = shape.num_elements();
+  shape.push_back(m);
+  shape.push_back(n);
+  Ref out(shape);
+  for (int64_t p = 0; p < batch; ++p) {
+    for (int64_t i = 0; i < m; ++i) {
+      for (int64_t j = 0; j < n; ++j) {
+        double sum = bias != nullptr ? bias->v[j] : 0;
+        for (int64_t l = 0; l < k; ++l) {
+          sum += x.v[p * m * k + (ta ? l * m + i : i * k + l)] *
+                 y.v[p * k * n + (tb ? j * k + l : l * n + j)];
+        }
+        out.v[(p * m + i) * n + j] = sum;
+      }
+    }
+  }
+  return out;
+}
+
+struct MatMulSpec {
+  const char* name;
+  Shape a, b;
+  bool ta = false, tb = false, bias = false;
+  DType dtype = DType::kF32;
+  Shape bench_a = {}, bench_b = {};
+};
+
+OpCase MakeMatMul(const MatMulSpec& s) {
+  OpCase c;
+  c.name = absl::StrCat("MatMul_", s.name);
+  const bool whole = !IsFloat(s.dtype);
+  const double range = whole ? 9 : 1;
+  c.inputs = {{.shape = s.a, .dtype = s.dtype, .low = -range, .high = range},
+              {.shape = s.b, .dtype = s.dtype, .low = -range, .high = range}};
+  const Shape width{s.b[s.tb ? -2 : -1]};
+  if (s.bias) c.inputs.push_back({.shape = width, .dtype = s.dtype, .low = -range, .high = range});
+  c.build = [s](Builder& b, const Values& x) {
+    return Values{ops::MatMul(b, x[0], x[1], s.ta, s.tb, s.bias ? x[2] : Value{})};
+  };
+  c.reference = [s](const Refs& x) {
+    return Refs{Product(x[0], x[1], s.ta, s.tb, s.bias ? &x[2] : nullptr)};
+  };
+  c.tolerance = s.dtype == DType::kF64 ? 1e-12 : s.dtype == DType::kF32 ? 1e-5 : 2e-2;
+  c.gradient = s.dtype == DType::kF32 || s.dtype == DType::kF64;
+  if (s.bench_a.rank() > 0) {
+    c.bench = {{.shape = s.bench_a}, {.shape = s.bench_b}};
+    if (s.bias) c.bench.push_back({.shape = Shape{s.bench_b[s.tb ? -2 : -1]}});
+  }
+  return c;
+}
+
+}  // namespace
+
+std::vector<OpCase> LinearCases() {
+  const MatMulSpec specs[] = {
+      {"plain", {3, 5}, {5, 4}, false, false, false, DType::kF32, {512, 512}, {512, 512}},
+      {"ta", {5, 3}, {5, 4}, true, false, false, DType::kF32, {512, 512}, {512, 512}},
+      {"tb", {3, 5}, {4, 5}, false, true, false, DType::kF32, {512, 512}, {512, 512}},
+      {"ta_tb", {5, 3}, {4, 5}, true, true},
+      {"bias", {3, 5}, {5, 4}, false, false, true},
+      {"ta_bias", {5, 3}, {5, 4}, true, false, true},
+      {"tb_bias", {3, 5}, {4, 5}, false, true, true, DType::kF32, {64, 576}, {1536, 576}},
+      {"one_row", {1, 40}, {33, 40}, false, true, false, DType::kF32, {1, 2048}, {2048, 2048}},
+      {"rows", {2, 3, 5}, {5, 4}, false, false, true, DType::kF32, {8, 64, 512}, {512, 512}},
+      {"rows_tb", {2, 3, 5}, {4, 5}, false, true},
+      {"batch", {2, 3, 5}, {2, 5, 4}, false, false, false, DType::kF32, {12, 128, 64},
+       {12, 64, 128}},
+      {"batch_ta", {2, 5, 3}, {2, 5, 4}, true, false},
+      {"batch_shared_a", {3, 5}, {2, 5, 4}},
+      {"batch_shared_ta", {5, 3}, {2, 4, 5}, true, true},
+      {"batch_shared_b_ta", {2, 5, 3}, {5, 4}, true},
+      {"batch_broadcast", {2, 1, 3, 5}, {3, 5, 4}},
+      {"batch_groups", {2, 3, 3, 5}, {2, 1, 5, 4}, false, false, true},
+      {"batch_between", {2, 1, 2, 3, 4}, {1, 3, 1, 4, 2}},
+      {"no_inner", {3, 0}, {0, 4}, false, false, true},
+      {"no_rows", {0, 3}, {3, 4}},
+      {"f64", {2, 3, 5}, {5, 4}, false, false, true, DType::kF64},
+      {"f64_ta_tb", {2, 1, 5, 3}, {3, 4, 5}, true, true, false, DType::kF64},
+      {"i32", {3, 5}, {5, 4}, false, false, false, DType::kI32},
+      {"i64_bias", {3, 5}, {5, 4}, false, false, true, DType::kI64},
+      {"bf16", {3, 5}, {5, 4}, false, false, true, DType::kBF16},
+      {"f16", {3, 5}, {4, 5}, false, true, false, DType::kF16},
+  };
+  std::vector<OpCase> cases;
+  for (const MatMulSpec& s : specs) cases.push_back(MakeMatMul(s));
+  return cases;
+}
+
+}  // namespace tandem::testing
