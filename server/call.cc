@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "engine/exec/executor.h"
+#include "server/memory_guard.h"
 #include "server/metrics.h"
 #include "server/status.h"
 
@@ -22,7 +23,7 @@ class UnaryCall final : public grpc::ServerUnaryReactor {
       : account_(method, context), context_(context) {}
 
   void Start(Place place, Prepare prepare) {
-    absl::StatusOr<Work> work = prepare();
+    absl::StatusOr<Work> work = CatchOutOfMemory(prepare);
     if (!work.ok()) return End(work.status());
     work_ = *std::move(work);
     const absl::Status submitted =
@@ -45,7 +46,7 @@ class UnaryCall final : public grpc::ServerUnaryReactor {
  private:
   void Run() {
     if (cancelled_.load(std::memory_order_relaxed)) return End(account_.GoneStatus());
-    const absl::Status status = work_();
+    const absl::Status status = CatchOutOfMemory(work_);
     End(status);
   }
 
@@ -75,9 +76,7 @@ grpc::Status CallAccount::Finish(const absl::Status& status) {
   if (!result.ok()) {
     const bool our_fault =
         absl::IsInternal(status) || absl::IsUnknown(status) || absl::IsDataLoss(status);
-    spdlog::log(our_fault                           ? spdlog::level::err
-                : absl::IsResourceExhausted(status) ? spdlog::level::info
-                                                    : spdlog::level::debug,
+    spdlog::log(our_fault ? spdlog::level::err : spdlog::level::debug,
                 "{} from {} failed after {:.3f} s: {} {}", method_.name, peer_, seconds,
                 absl::StatusCodeToString(status.code()), result.error_message());
   } else {

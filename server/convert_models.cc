@@ -1,5 +1,9 @@
 #include "server/convert_models.h"
 
+#include <algorithm>
+#include <set>
+#include <string>
+
 #include "engine/formats/character_tokenizer.h"
 #include "engine/train/trainer.h"
 #include "server/convert.h"
@@ -113,6 +117,64 @@ absl::StatusOr<NewDecoder> FromProto(const v1::DecoderConfig& c, uint64_t seed) 
   TANDEM_RETURN_IF_ERROR(SetOptionals(c, out));
   TANDEM_RETURN_IF_ERROR(out.Validate());
   return decoder;
+}
+
+absl::StatusOr<std::vector<TensorType>> InputTypes(const v1::AnalyzeModelRequest& request,
+                                                   const GraphSource& source) {
+  std::vector<TensorType> types;
+  for (const IoSpec& spec : source.inputs()) {
+    TensorType& type = types.emplace_back(TensorType{spec.dtype, Shape(spec.dims)});
+    for (int i = 0; i < type.shape.rank(); ++i) {
+      if (type.shape[i] < 0) type.shape[i] = source.sequence() != nullptr ? 16 : 1;
+    }
+  }
+  std::set<std::string> named;
+  for (const v1::TensorSpec& input : request.inputs()) {
+    const std::string what = StrCat("input '", input.name(), "'");
+    if (!named.insert(input.name()).second) return InvalidArgument(what, " is given twice");
+    const auto& specs = source.inputs();
+    const auto spec = std::find_if(specs.begin(), specs.end(),
+                                   [&](const IoSpec& s) { return s.name == input.name(); });
+    if (spec == specs.end()) return InvalidArgument("the model has no ", what);
+    if (input.dtype() != v1::DATA_TYPE_UNSPECIFIED && input.dtype() != ToProto(spec->dtype)) {
+      return InvalidArgument(what, " has dtype ", DTypeName(spec->dtype));
+    }
+    TANDEM_ASSIGN_OR_RETURN(
+        const Shape shape,
+        Shape::Checked({input.shape().data(), static_cast<size_t>(input.shape_size())},
+                       SizeOf(spec->dtype), what));
+    bool fits = shape.rank() == static_cast<int>(spec->dims.size());
+    for (int i = 0; fits && i < shape.rank(); ++i) {
+      fits = spec->dims[i] < 0 || spec->dims[i] == shape[i];
+    }
+    if (!fits) {
+      return InvalidArgument(what, ": shape ", shape.ToString(), " does not fit ",
+                             Shape(spec->dims).ToString());
+    }
+    types[spec - specs.begin()].shape = shape;
+  }
+  return types;
+}
+
+void ToProto(const ModelAnalysis& analysis, v1::AnalyzeModelResponse* out) {
+  for (const LayerAnalysis& layer : analysis.layers) {
+    auto* message = out->add_layers();
+    message->set_name(layer.name);
+    message->set_op(layer.op);
+    for (int64_t dim : layer.output_shape) message->add_output_shape(dim);
+    message->set_parameters(layer.parameters);
+    message->set_flops(layer.flops);
+    message->set_output_bytes(layer.output_bytes);
+    message->mutable_receptive_field()->Add(layer.receptive_field.begin(),
+                                            layer.receptive_field.end());
+    message->mutable_stride()->Add(layer.stride.begin(), layer.stride.end());
+  }
+  out->set_parameters(analysis.parameters);
+  out->set_bias_parameters(analysis.bias_parameters);
+  out->set_flops(analysis.flops);
+  out->set_parameter_bytes(analysis.parameters * static_cast<int64_t>(sizeof(float)));
+  out->set_activation_bytes(analysis.activation_bytes);
+  out->set_forward_peak_bytes(analysis.forward_peak_bytes);
 }
 
 void ToProto(const ModelEntry& entry, bool with_hash, v1::Model* out) {

@@ -1,6 +1,9 @@
 // Messages about models, to and from the engine (see convert.h).
 #pragma once
 
+#include <vector>
+
+#include "server/analysis.h"
 #include "server/model_store.h"
 #include "tandem/v1/models.pb.h"
 
@@ -8,6 +11,12 @@ namespace tandem::server {
 
 // A decoder's configuration with the documented defaults where fields are unset.
 absl::StatusOr<NewDecoder> FromProto(const v1::DecoderConfig& config, uint64_t seed);
+
+// The types of a model's inputs for an analysis: the sizes that the request names, else 1 for each
+// variable size, or 16 tokens of a language model.
+absl::StatusOr<std::vector<TensorType>> InputTypes(const v1::AnalyzeModelRequest& request,
+                                                   const GraphSource& source);
+void ToProto(const ModelAnalysis& analysis, v1::AnalyzeModelResponse* out);
 
 // Compute thread only, as it reads what is the compute thread's.
 void ToProto(const ModelEntry& entry, bool with_hash, v1::Model* out);

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "engine/exec/executor.h"
+#include "server/memory_guard.h"
 #include "server/metrics.h"
 
 namespace tandem::server {
@@ -72,7 +73,11 @@ void Generation::Step() {
   scheduled_ = false;
   if (!generator_->HasWork()) return;
   const auto begin = std::chrono::steady_clock::now();
-  generator_->Step();
+  const absl::Status status = CatchOutOfMemory([&] {
+    generator_->Step();
+    return absl::OkStatus();
+  });
+  if (!status.ok()) EndAll(status);
   metrics_.Computed(
       Metrics::Phase::kSample,
       std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count());

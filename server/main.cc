@@ -76,7 +76,6 @@ int Run(tandem::server::ServerOptions options, SignalWatch& signals) {
   const std::chrono::duration<double> taken = std::chrono::steady_clock::now() - begin;
   spdlog::info("ready after {:.3f} s", taken.count());
   spdlog::info("listening on {}", with_port(options.listen, (*server)->port()));
-  spdlog::default_logger()->flush();
   signals.Wait();
   (*server)->Stop();
   spdlog::info("stopped");
@@ -119,6 +118,7 @@ int main(int argc, char** argv) {
 
   options.kv_cache_bytes = kv_cache_mib << 20;
   spdlog::set_level(spdlog::level::from_str(log_level));
+  spdlog::flush_on(spdlog::level::trace);  // also into a pipe: somebody waits for the port's number
   SignalWatch signals;
   const int result = Run(options, signals);
   spdlog::shutdown();

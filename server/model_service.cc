@@ -91,6 +91,19 @@ class ModelService final : public v1::ModelService::CallbackService {
     });
   }
 
+  Reactor* AnalyzeModel(Context* context, const v1::AnalyzeModelRequest* request,
+                        v1::AnalyzeModelResponse* response) override {
+    return StartCall(analyze_model_, context, Place::kLoader, [=, this]() -> absl::StatusOr<Work> {
+      TANDEM_ASSIGN_OR_RETURN(auto entry, deps_.models.Find(request->model()));
+      TANDEM_ASSIGN_OR_RETURN(auto inputs, InputTypes(*request, *entry->source));
+      return [=]() -> absl::Status {
+        TANDEM_ASSIGN_OR_RETURN(const ModelAnalysis analysis, Analyze(*entry->source, inputs));
+        ToProto(analysis, response);
+        return absl::OkStatus();
+      };
+    });
+  }
+
  private:
   // The two below run on the loader's thread.
 
@@ -111,7 +124,8 @@ class ModelService final : public v1::ModelService::CallbackService {
   const Dependencies deps_;
   const Method list_models_{deps_, "ListModels"}, get_model_{deps_, "GetModel"},
       create_model_{deps_, "CreateModel"}, load_model_{deps_, "LoadModel"},
-      unload_model_{deps_, "UnloadModel"}, save_model_{deps_, "SaveModel"};
+      unload_model_{deps_, "UnloadModel"}, save_model_{deps_, "SaveModel"},
+      analyze_model_{deps_, "AnalyzeModel"};
 };
 
 }  // namespace

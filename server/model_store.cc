@@ -19,6 +19,7 @@
 #include "engine/sample/generator.h"
 #include "engine/train/trainer.h"
 #include "server/generation.h"
+#include "server/memory_guard.h"
 #include "server/metrics.h"
 #include "server/status.h"
 
@@ -187,7 +188,7 @@ absl::StatusOr<Entry> ModelStore::Load(const std::string& name) {
   TANDEM_RETURN_IF_ERROR(CheckModelName(name));
   TANDEM_RETURN_IF_ERROR(CheckNotTraining(name));
   const auto begin = std::chrono::steady_clock::now();
-  absl::StatusOr<Entry> entry = ReadEntry(name);
+  absl::StatusOr<Entry> entry = CatchOutOfMemory([&] { return ReadEntry(name); });
   if (!entry.ok()) {
     const Entry existing = Lookup(name);
     // What serves goes on serving; a name that the repository does not have is not recorded.

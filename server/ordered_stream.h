@@ -16,6 +16,7 @@
 
 #include "engine/base/error.h"
 #include "server/call.h"
+#include "server/memory_guard.h"
 
 namespace tandem::server {
 
@@ -45,7 +46,7 @@ class OrderedStream final : public grpc::ServerBidiReactor<Request, Response> {
     if (ok) {  // reads come one at a time, so this needs no lock
       turn = std::make_shared<Turn>();
       turn->request = std::move(incoming_);
-      turn->work = prepare_(turn->request, &turn->response);
+      turn->work = CatchOutOfMemory([&] { return prepare_(turn->request, &turn->response); });
     }
     const std::lock_guard lock(mutex_);
     reading_ = false;
@@ -134,7 +135,7 @@ class OrderedStream final : public grpc::ServerBidiReactor<Request, Response> {
         return;
       }
     }
-    const absl::Status status = (*turn.work)();
+    const absl::Status status = CatchOutOfMemory(*turn.work);
     const std::lock_guard lock(mutex_);
     EndTurn(status);
     Advance();

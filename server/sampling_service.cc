@@ -17,6 +17,7 @@
 #include "server/call.h"
 #include "server/convert_sampling.h"
 #include "server/generation.h"
+#include "server/memory_guard.h"
 #include "server/metrics.h"
 #include "server/model_store.h"
 #include "server/stop_text.h"
@@ -155,7 +156,8 @@ class GenerateCall final : public grpc::ServerWriteReactor<v1::GenerateResponse>
   // Compute thread: queues the sequences.
   void Begin() {
     if (ended()) return;
-    absl::StatusOr<Generation*> generation = deps().models.GenerationOf(*entry_);
+    const absl::StatusOr<Generation*> generation =
+        CatchOutOfMemory([&] { return deps().models.GenerationOf(*entry_); });
     if (!generation.ok()) return End(generation.status());
     entry_->metrics->PromptTokens(static_cast<int64_t>(prompt_.size()));
     for (size_t i = 0; i < samples_.size() && !ended(); ++i) {

@@ -98,8 +98,8 @@ absl::StatusOr<std::string> ReadSmallFile(const std::string& path, int64_t max_b
   } else if (!S_ISREG(info.st_mode)) {
     status = InvalidArgument(path, ": not a regular file");
   } else if (info.st_size > max_bytes) {
-    status = InvalidArgument(path, ": ", info.st_size, " bytes, at most ", max_bytes,
-                             " are expected");
+    status =
+        InvalidArgument(path, ": ", info.st_size, " bytes, at most ", max_bytes, " are expected");
   } else {
     content.resize(static_cast<size_t>(info.st_size));
     size_t done = 0;

@@ -45,10 +45,11 @@ class BpeTokenizer : public Tokenizer {
   bool fuse_unk_ = false;
   int32_t unk_id_ = -1;
 
-  absl::flat_hash_map<std::string, int32_t> ids_;       // of model tokens, as bytes of text
-  std::vector<int32_t> byte_ids_;                       // 256, or -1
-  absl::flat_hash_map<uint64_t, BpeMerge> merges_;      // by left id << 32 | right id
-  absl::flat_hash_map<std::string, int32_t> added_ids_;  // tokens that are cut out of the text first
+  absl::flat_hash_map<std::string, int32_t> ids_;   // of model tokens, as bytes of text
+  std::vector<int32_t> byte_ids_;                   // 256, or -1
+  absl::flat_hash_map<uint64_t, BpeMerge> merges_;  // by left id << 32 | right id
+  absl::flat_hash_map<std::string, int32_t>
+      added_ids_;  // tokens that are cut out of the text first
   size_t longest_added_ = 0;
   bool added_begins_[256] = {};  // with that byte
 };

@@ -38,8 +38,8 @@ int ByteOfCharacter(char32_t code) {
     table->fill(-1);
     int next = 0x100;
     for (int byte = 0; byte < 256; ++byte) {
-      const bool printable = (byte >= '!' && byte <= '~') || (byte >= 0xA1 && byte <= 0xAC) ||
-                             byte >= 0xAE;
+      const bool printable =
+          (byte >= '!' && byte <= '~') || (byte >= 0xA1 && byte <= 0xAC) || byte >= 0xAE;
       (*table)[printable ? byte : next++] = byte;
     }
     return table;
@@ -168,7 +168,8 @@ class BpeTokenizerReader {
   }
 
   absl::StatusOr<int32_t> ToId(const Json& json, const std::string& token) {
-    const size_t listed = Get(Get(json_, "model"), "vocab").size() + Get(json_, "added_tokens").size();
+    const size_t listed =
+        Get(Get(json_, "model"), "vocab").size() + Get(json_, "added_tokens").size();
     const size_t limit = std::min(kMaxVocab, listed + kMaxHoles);
     if (!json.is_number_unsigned() || json.get<uint64_t>() >= limit) {
       return InvalidArgument("token '", token, "' has id ", DescribeJson(json), ", expected 0 to ",
@@ -180,7 +181,8 @@ class BpeTokenizerReader {
   absl::StatusOr<Tokenizer::Token*> NewToken(int32_t id, const std::string& token) {
     if (id >= t_->vocab_size()) t_->tokens_.resize(static_cast<size_t>(id) + 1);
     Tokenizer::Token& entry = t_->tokens_[id];
-    if (entry.exists) return InvalidArgument("token '", token, "' has an id that another has: ", id);
+    if (entry.exists)
+      return InvalidArgument("token '", token, "' has an id that another has: ", id);
     entry.exists = true;
     return &entry;
   }
@@ -189,7 +191,7 @@ class BpeTokenizerReader {
     if (!json.is_object() || json.empty()) return InvalidArgument("model.vocab is not an object");
     for (const auto& [name, value] : json.items()) {
       TANDEM_ASSIGN_OR_RETURN(const int32_t id, ToId(value, name));
-      TANDEM_ASSIGN_OR_RETURN(Tokenizer::Token* token, NewToken(id, name));
+      TANDEM_ASSIGN_OR_RETURN(Tokenizer::Token * token, NewToken(id, name));
       vocab_[name] = id;
       if (t_->byte_level_) {
         // A name outside the alphabet is an added token's: its bytes are its name.

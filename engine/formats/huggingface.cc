@@ -22,10 +22,16 @@ constexpr int64_t kMaxSideFileBytes = int64_t{1} << 28;
 constexpr size_t kMaxShards = 512;
 
 // Files that are not weights and go along with a saved model.
-constexpr const char* kSideFiles[] = {
-    "tokenizer.json",     "tokenizer.model", "tokenizer_config.json",   "special_tokens_map.json",
-    "added_tokens.json",  "vocab.json",      "merges.txt",              "generation_config.json",
-    "chat_template.jinja", "tandem_characters.json"};
+constexpr const char* kSideFiles[] = {"tokenizer.json",
+                                      "tokenizer.model",
+                                      "tokenizer_config.json",
+                                      "special_tokens_map.json",
+                                      "added_tokens.json",
+                                      "vocab.json",
+                                      "merges.txt",
+                                      "generation_config.json",
+                                      "chat_template.jinja",
+                                      "tandem_characters.json"};
 
 std::string Join(const std::string& folder, const std::string& name) {
   return (fs::path(folder) / name).string();
@@ -218,7 +224,8 @@ absl::Status CopySideFiles(const std::string& origin, const std::string& folder)
   std::error_code error;
   if (origin.empty() || fs::equivalent(origin, folder, error)) return absl::OkStatus();
   for (const char* name : kSideFiles) {
-    const absl::StatusOr<std::string> content = ReadSmallFile(Join(origin, name), kMaxSideFileBytes);
+    const absl::StatusOr<std::string> content =
+        ReadSmallFile(Join(origin, name), kMaxSideFileBytes);
     if (absl::IsNotFound(content.status())) continue;
     TANDEM_RETURN_IF_ERROR(content.status());
     TANDEM_RETURN_IF_ERROR(WriteFileAtomically(Join(folder, name), *content));

@@ -11,32 +11,83 @@ using Json = nlohmann::json;
 
 // Fields without influence on a forward pass: bookkeeping, defaults of generate(), dropout, outputs
 // that are not asked for here, and heads other than the language model's.
-constexpr std::string_view kWithoutEffect[] = {
-    "_attn_implementation", "_attn_implementation_autoset", "_commit_hash", "_name_or_path",
-    "attention_dropout", "attn_pdrop", "bad_words_ids", "begin_suppress_tokens",
-    "chunk_size_feed_forward", "decoder_start_token_id", "diversity_penalty", "do_sample", "dtype",
-    "early_stopping", "embd_pdrop", "encoder_no_repeat_ngram_size", "exponential_decay_length_penalty",
-    "finetuning_task", "forced_bos_token_id", "forced_eos_token_id", "gradient_checkpointing",
-    "id2label", "is_decoder", "keys_to_ignore_at_inference", "label2id", "length_penalty",
-    "max_length", "min_length", "model_type", "n_ctx", "no_repeat_ngram_size",
-    "num_beam_groups", "num_beams", "num_return_sequences", "output_attentions",
-    "output_hidden_states", "output_scores", "pad_token_id", "prefix", "pretraining_tp",
-    "problem_type", "remove_invalid_values", "reorder_and_upcast_attn", "repetition_penalty",
-    "resid_pdrop", "return_dict", "return_dict_in_generate", "sep_token_id", "suppress_tokens",
-    "task_specific_params", "temperature", "tf_legacy_loss", "tokenizer_class", "top_k", "top_p",
-    "torch_dtype", "torchscript", "transformers_version", "typical_p", "use_bfloat16", "use_cache",
-    "summary_activation", "summary_first_dropout", "summary_proj_to_labels", "summary_type",
-    "summary_use_proj"};
+constexpr std::string_view kWithoutEffect[] = {"_attn_implementation",
+                                               "_attn_implementation_autoset",
+                                               "_commit_hash",
+                                               "_name_or_path",
+                                               "attention_dropout",
+                                               "attn_pdrop",
+                                               "bad_words_ids",
+                                               "begin_suppress_tokens",
+                                               "chunk_size_feed_forward",
+                                               "decoder_start_token_id",
+                                               "diversity_penalty",
+                                               "do_sample",
+                                               "dtype",
+                                               "early_stopping",
+                                               "embd_pdrop",
+                                               "encoder_no_repeat_ngram_size",
+                                               "exponential_decay_length_penalty",
+                                               "finetuning_task",
+                                               "forced_bos_token_id",
+                                               "forced_eos_token_id",
+                                               "gradient_checkpointing",
+                                               "id2label",
+                                               "is_decoder",
+                                               "keys_to_ignore_at_inference",
+                                               "label2id",
+                                               "length_penalty",
+                                               "max_length",
+                                               "min_length",
+                                               "model_type",
+                                               "n_ctx",
+                                               "no_repeat_ngram_size",
+                                               "num_beam_groups",
+                                               "num_beams",
+                                               "num_return_sequences",
+                                               "output_attentions",
+                                               "output_hidden_states",
+                                               "output_scores",
+                                               "pad_token_id",
+                                               "prefix",
+                                               "pretraining_tp",
+                                               "problem_type",
+                                               "remove_invalid_values",
+                                               "reorder_and_upcast_attn",
+                                               "repetition_penalty",
+                                               "resid_pdrop",
+                                               "return_dict",
+                                               "return_dict_in_generate",
+                                               "sep_token_id",
+                                               "suppress_tokens",
+                                               "task_specific_params",
+                                               "temperature",
+                                               "tf_legacy_loss",
+                                               "tokenizer_class",
+                                               "top_k",
+                                               "top_p",
+                                               "torch_dtype",
+                                               "torchscript",
+                                               "transformers_version",
+                                               "typical_p",
+                                               "use_bfloat16",
+                                               "use_cache",
+                                               "summary_activation",
+                                               "summary_first_dropout",
+                                               "summary_proj_to_labels",
+                                               "summary_type",
+                                               "summary_use_proj"};
 
 // Reads fields, remembers which were read, and keeps the first error.
 class ConfigReader {
  public:
-  explicit ConfigReader(const Json& json) : json_(json) {}
+  explicit ConfigReader(const Json& json, std::string where = "config.json")
+      : json_(json), where_(std::move(where)) {}
 
   int64_t Int(const std::string& name) {
     const Json* value = Find(name);
     if (value == nullptr) {
-      Fail(InvalidArgument("config.json: ", name, " is missing"));
+      Fail(InvalidArgument(where_, ": ", name, " is missing"));
       return 0;
     }
     return ToInt(name, *value);
@@ -76,7 +127,7 @@ class ConfigReader {
   void Only(const std::string& name, const Json& supported) {
     const Json* value = Find(name);
     if (value != nullptr && *value != supported) {
-      Fail(Unimplemented("config.json: ", name, " is ", DescribeJson(*value), "; only ",
+      Fail(Unimplemented(where_, ": ", name, " is ", DescribeJson(*value), "; only ",
                          DescribeJson(supported), " is supported"));
     }
   }
@@ -97,7 +148,7 @@ class ConfigReader {
       if (read_.contains(name) || ignored.contains(name)) continue;
       // Absent features are written as null, false or nothing.
       if (value.is_null() || value == false || (value.is_structured() && value.empty())) continue;
-      return Unimplemented("config.json: field ", name, " (", DescribeJson(value),
+      return Unimplemented(where_, ": field ", name, " (", DescribeJson(value),
                            ") is not supported");
     }
     return absl::OkStatus();
@@ -105,7 +156,7 @@ class ConfigReader {
 
  private:
   void Expected(const std::string& name, const Json& value, std::string_view what) {
-    Fail(InvalidArgument("config.json: ", name, " is ", DescribeJson(value), ", expected ", what));
+    Fail(InvalidArgument(where_, ": ", name, " is ", DescribeJson(value), ", expected ", what));
   }
   int64_t ToInt(const std::string& name, const Json& value) {
     // is_number_unsigned also covers values above int64's, which would turn negative.
@@ -118,6 +169,7 @@ class ConfigReader {
   }
 
   const Json& json_;
+  std::string where_;
   std::set<std::string> read_;
   absl::Status status_;
 };
@@ -132,28 +184,32 @@ void ReadSpecialTokens(ConfigReader& reader, DecoderConfig& config) {
   }
 }
 
-void ReadRope(ConfigReader& reader, DecoderConfig& config) {
-  config.rope_theta = reader.Float("rope_theta", 10000);
-  if (const Json* scaling = reader.Find("rope_scaling"); scaling != nullptr) {
-    reader.Fail(Unimplemented("config.json: rope_scaling is ", DescribeJson(*scaling),
-                              "; only null is supported"));
-  }
-  // Where newer versions keep rope_theta.
-  const Json* parameters = reader.Find("rope_parameters");
-  if (parameters == nullptr) return;
-  if (!parameters->is_object()) {
-    reader.Fail(InvalidArgument("config.json: rope_parameters is ", DescribeJson(*parameters),
+// {"rope_type": ..., "factor": ..., ...}; newer versions also keep rope_theta here.
+void ReadRopeFields(ConfigReader& reader, const std::string& where, DecoderConfig& config) {
+  const Json* json = reader.Find(where);
+  if (json == nullptr) return;
+  if (!json->is_object()) {
+    reader.Fail(InvalidArgument("config.json: ", where, " is ", DescribeJson(*json),
                                 ", expected an object"));
     return;
   }
-  for (const auto& [name, value] : parameters->items()) {
-    if (name == "rope_theta" && value.is_number()) {
-      config.rope_theta = value.get<double>();
-    } else if (name != "rope_type" || value != "default") {
-      reader.Fail(Unimplemented("config.json: rope_parameters.", name, " is ",
-                                DescribeJson(value), ", which is not supported"));
-    }
+  ConfigReader fields(*json, "config.json: " + where);
+  RopeScaling& scaling = config.rope_scaling;
+  const std::string type = fields.String("rope_type", fields.String("type", "default"));
+  config.rope_theta = fields.Float("rope_theta", config.rope_theta);
+  if (type == "linear" || type == "llama3") {
+    scaling.kind = type == "linear" ? RopeScaling::Kind::kLinear : RopeScaling::Kind::kLlama3;
+    scaling.factor = fields.Float("factor", 0);
+  } else if (type != "default") {
+    fields.Fail(Unimplemented("config.json: ", where, " has type ", type,
+                              "; default, linear and llama3 are supported"));
   }
+  if (type == "llama3") {
+    scaling.low_freq_factor = fields.Float("low_freq_factor", 0);
+    scaling.high_freq_factor = fields.Float("high_freq_factor", 0);
+    scaling.original_max_positions = fields.Int("original_max_position_embeddings");
+  }
+  reader.Fail(fields.Finish());
 }
 
 absl::StatusOr<DecoderConfig> ParseLlama(const Json& json) {
@@ -177,10 +233,12 @@ absl::StatusOr<DecoderConfig> ParseLlama(const Json& json) {
   c.mlp_bias = reader.Bool("mlp_bias", false);
   const std::string activation = reader.String("hidden_act", "silu");
   if (activation != "silu" && activation != "swish") {
-    reader.Fail(Unimplemented("config.json: hidden_act is ", activation,
-                              "; only silu is supported"));
+    reader.Fail(
+        Unimplemented("config.json: hidden_act is ", activation, "; only silu is supported"));
   }
-  ReadRope(reader, c);
+  c.rope_theta = reader.Float("rope_theta", 10000);
+  ReadRopeFields(reader, "rope_scaling", c);
+  ReadRopeFields(reader, "rope_parameters", c);
   ReadSpecialTokens(reader, c);
   TANDEM_RETURN_IF_ERROR(reader.Finish());
   TANDEM_RETURN_IF_ERROR(Annotate(c.Validate(), "config.json"));
@@ -224,6 +282,19 @@ absl::StatusOr<DecoderConfig> ParseGpt2(const Json& json) {
   TANDEM_RETURN_IF_ERROR(reader.Finish());
   TANDEM_RETURN_IF_ERROR(Annotate(c.Validate(), "config.json"));
   return c;
+}
+
+Json RopeScalingJson(const RopeScaling& s) {
+  if (s.kind == RopeScaling::Kind::kNone) return nullptr;
+  if (s.kind == RopeScaling::Kind::kLinear) {
+    // "type" for versions that know no "rope_type".
+    return {{"rope_type", "linear"}, {"type", "linear"}, {"factor", s.factor}};
+  }
+  return {{"rope_type", "llama3"},
+          {"factor", s.factor},
+          {"low_freq_factor", s.low_freq_factor},
+          {"high_freq_factor", s.high_freq_factor},
+          {"original_max_position_embeddings", s.original_max_positions}};
 }
 
 Json TokenIds(const std::vector<int32_t>& ids) {
@@ -271,24 +342,24 @@ std::string WriteHuggingFaceConfig(const DecoderConfig& c, DType dtype) {
                  {"max_position_embeddings", c.max_positions},
                  {"rms_norm_eps", c.norm_epsilon},
                  {"rope_theta", c.rope_theta},
-                 {"rope_scaling", nullptr},
+                 {"rope_scaling", RopeScalingJson(c.rope_scaling)},
                  {"attention_bias", c.attention_bias},
                  {"mlp_bias", c.mlp_bias}});
   } else {
-    json.update({{"architectures", {"GPT2LMHeadModel"}},
-                 {"model_type", "gpt2"},
-                 {"n_embd", c.hidden_size},
-                 {"n_inner", c.intermediate_size},
-                 {"n_layer", c.layers},
-                 {"n_head", c.heads},
-                 {"n_positions", c.max_positions},
-                 {"layer_norm_epsilon", c.norm_epsilon},
-                 {"activation_function",
-                  c.activation == DecoderActivation::kGelu ? "gelu" : "gelu_new"},
-                 // No dropout, also where others go on training.
-                 {"attn_pdrop", 0.0},
-                 {"embd_pdrop", 0.0},
-                 {"resid_pdrop", 0.0}});
+    json.update(
+        {{"architectures", {"GPT2LMHeadModel"}},
+         {"model_type", "gpt2"},
+         {"n_embd", c.hidden_size},
+         {"n_inner", c.intermediate_size},
+         {"n_layer", c.layers},
+         {"n_head", c.heads},
+         {"n_positions", c.max_positions},
+         {"layer_norm_epsilon", c.norm_epsilon},
+         {"activation_function", c.activation == DecoderActivation::kGelu ? "gelu" : "gelu_new"},
+         // No dropout, also where others go on training.
+         {"attn_pdrop", 0.0},
+         {"embd_pdrop", 0.0},
+         {"resid_pdrop", 0.0}});
     // Hugging Face's class knows no such field; it makes absent biases zeros.
     if (!c.bias) json["bias"] = false;
   }

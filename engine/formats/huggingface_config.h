@@ -9,7 +9,8 @@
 namespace tandem {
 
 // Errors name a field that is missing, malformed, unknown, or whose value would change the result
-// in a way that is not supported (rope_scaling, sliding_window, another hidden_act ...). Dropout
+// in a way that is not supported (other rope_scaling than linear and llama3, sliding_window,
+// another hidden_act ...). Dropout
 // probabilities are accepted: nothing is dropped here. One field is an addition of Tandem's own:
 // "bias": false in a GPT-2 configuration, nanoGPT's model without biases.
 absl::StatusOr<DecoderConfig> ParseHuggingFaceConfig(std::string_view json);

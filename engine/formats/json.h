@@ -8,8 +8,8 @@
 
 namespace tandem {
 
-// The value of `text`. Errors, beginning with `what`: malformed, nested deeper than 64, or an object
-// with a key twice (of which parsers keep whichever they like).
+// The value of `text`. Errors, beginning with `what`: malformed, nested deeper than 64, or an
+// object with a key twice (of which parsers keep whichever they like).
 absl::StatusOr<nlohmann::json> ParseJson(std::string_view text, std::string_view what);
 
 // A value for a message: a scalar as it is, else its kind.

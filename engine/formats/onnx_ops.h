@@ -43,5 +43,9 @@ std::span<const OnnxOp> OnnxIndexOps();
 std::span<const OnnxOp> OnnxNnOps();
 std::span<const OnnxOp> OnnxNormalizationOps();
 std::span<const OnnxOp> OnnxControlOps();
+std::span<const OnnxOp> OnnxResizeOps();
+std::span<const OnnxOp> OnnxRecurrentOps();
+std::span<const OnnxOp> OnnxLossOps();
+std::span<const OnnxOp> OnnxAttentionOps();
 
 }  // namespace tandem

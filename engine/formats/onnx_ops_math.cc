@@ -74,20 +74,19 @@ Outputs Pow(NodeContext& c) {
 }
 
 // The remainder has the divisor's sign (Python's %), or with fmod=1 the dividend's (C's fmod).
+// ops::Mod is the first of integers and the second of floats.
 Outputs Mod(NodeContext& c) {
-  const DType dtype = c.dtype(0);
-  const bool fmod = c.Int("fmod", 0) != 0;
+  const bool fmod = c.Int("fmod", 0) != 0, floats = IsFloat(c.dtype(0));
   const Value x = c.In(0), y = c.In(1);
-  Value r = ops::Mod(c.b, x, y);
-  const bool is_signed = IsFloat(dtype) || dtype == DType::kI8 || dtype == DType::kI16 ||
-                         dtype == DType::kI32 || dtype == DType::kI64;
-  if (!fmod && is_signed) {
-    const Value zero = Like(c.b, 0, x);
-    const Value differs = ops::Xor(c.b, ops::Less(c.b, r, zero), ops::Less(c.b, y, zero));
-    const Value wrong = ops::And(c.b, differs, ops::Not(c.b, ops::Equal(c.b, r, zero)));
-    r = ops::Where(c.b, wrong, ops::Add(c.b, r, y), r);
+  if (fmod && !floats) {
+    return One(ops::Sub(c.b, x, ops::Mul(c.b, y, ops::Div(c.b, x, y))));
   }
-  return One(r);
+  const Value r = ops::Mod(c.b, x, y);
+  if (fmod || !floats) return One(r);
+  const Value zero = Like(c.b, 0, x);
+  const Value differs = ops::Xor(c.b, ops::Less(c.b, r, zero), ops::Less(c.b, y, zero));
+  const Value wrong = ops::And(c.b, differs, ops::Not(c.b, ops::Equal(c.b, r, zero)));
+  return One(ops::Where(c.b, wrong, ops::Add(c.b, r, y), r));
 }
 
 // Sum, Max, Min of any number of inputs; Mean divides.

@@ -37,10 +37,14 @@ void Convert(std::span<const float> values, std::span<std::byte> bytes) {
 
 absl::StatusOr<std::string_view> FileTypeOf(DType dtype) {
   switch (dtype) {
-    case DType::kF32: return "F32";
-    case DType::kF16: return "F16";
-    case DType::kBF16: return "BF16";
-    default: return Unimplemented("safetensors: writing ", std::string(DTypeName(dtype)));
+    case DType::kF32:
+      return "F32";
+    case DType::kF16:
+      return "F16";
+    case DType::kBF16:
+      return "BF16";
+    default:
+      return Unimplemented("safetensors: writing ", std::string(DTypeName(dtype)));
   }
 }
 
@@ -164,8 +168,7 @@ absl::Status WriteSafetensors(const std::string& path, std::span<const Safetenso
         {"dtype", type}, {"shape", tensor->shape}, {"data_offsets", {offset, end}}};
     offset = end;
   }
-  std::string text =
-      header.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
+  std::string text = header.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
   text.resize((text.size() + 7) / 8 * 8, ' ');
   if (text.size() > kMaxSafetensorsHeaderBytes) {
     return InvalidArgument("safetensors: a header of ", text.size(), " bytes, at most ",

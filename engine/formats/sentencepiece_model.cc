@@ -21,11 +21,20 @@ class WireReader {
     field_ = static_cast<uint32_t>(tag >> 3);
     wire_type_ = static_cast<uint32_t>(tag & 7);
     switch (wire_type_) {
-      case 0: number_ = Varint(); break;
-      case 1: text_ = Take(8); break;
-      case 2: text_ = Take(Varint()); break;
-      case 5: text_ = Take(4); break;
-      default: ok_ = false;
+      case 0:
+        number_ = Varint();
+        break;
+      case 1:
+        text_ = Take(8);
+        break;
+      case 2:
+        text_ = Take(Varint());
+        break;
+      case 5:
+        text_ = Take(4);
+        break;
+      default:
+        ok_ = false;
     }
     if (tag >> 3 == 0 || tag >> 3 > UINT32_MAX) ok_ = false;
     return ok_;
@@ -85,8 +94,12 @@ absl::Status ParsePiece(std::string_view bytes, SentencePieceModel& model) {
   WireReader reader(bytes);
   while (reader.Next()) {
     switch (reader.field()) {
-      case 1: piece.text = reader.Bytes(); break;
-      case 2: piece.score = reader.Float(); break;
+      case 1:
+        piece.text = reader.Bytes();
+        break;
+      case 2:
+        piece.score = reader.Float();
+        break;
       case 3: {
         const uint64_t type = reader.Number();
         if (type < 1 || type > 6) {
@@ -96,7 +109,8 @@ absl::Status ParsePiece(std::string_view bytes, SentencePieceModel& model) {
         piece.type = static_cast<PieceType>(type);
         break;
       }
-      default: break;
+      default:
+        break;
     }
   }
   if (!reader.ok()) return Malformed("piece");
@@ -126,11 +140,20 @@ absl::Status ParseTrainerSpec(std::string_view bytes, SentencePieceModel& model)
           return Unimplemented("SentencePiece model: treat_whitespace_as_suffix");
         }
         break;
-      case 35: model.byte_fallback = reader.Bool(); break;
-      case 44: model.unk_surface = reader.Bytes(); break;
-      case 46: model.bos_piece = reader.Bytes(); break;
-      case 47: model.eos_piece = reader.Bytes(); break;
-      default: break;
+      case 35:
+        model.byte_fallback = reader.Bool();
+        break;
+      case 44:
+        model.unk_surface = reader.Bytes();
+        break;
+      case 46:
+        model.bos_piece = reader.Bytes();
+        break;
+      case 47:
+        model.eos_piece = reader.Bytes();
+        break;
+      default:
+        break;
     }
   }
   return reader.ok() ? absl::OkStatus() : Malformed("trainer_spec");
@@ -140,11 +163,20 @@ absl::Status ParseNormalizerSpec(std::string_view bytes, SentencePieceModel& mod
   WireReader reader(bytes);
   while (reader.Next()) {
     switch (reader.field()) {
-      case 2: model.charsmap = reader.Bytes(); break;
-      case 3: model.add_dummy_prefix = reader.Bool(); break;
-      case 4: model.remove_extra_whitespaces = reader.Bool(); break;
-      case 5: model.escape_whitespaces = reader.Bool(); break;
-      default: break;
+      case 2:
+        model.charsmap = reader.Bytes();
+        break;
+      case 3:
+        model.add_dummy_prefix = reader.Bool();
+        break;
+      case 4:
+        model.remove_extra_whitespaces = reader.Bool();
+        break;
+      case 5:
+        model.escape_whitespaces = reader.Bool();
+        break;
+      default:
+        break;
     }
   }
   return reader.ok() ? absl::OkStatus() : Malformed("normalizer_spec");
@@ -157,9 +189,15 @@ absl::StatusOr<SentencePieceModel> ParseSentencePieceModel(std::string_view byte
   WireReader reader(bytes);
   while (reader.Next()) {
     switch (reader.field()) {
-      case 1: TANDEM_RETURN_IF_ERROR(ParsePiece(reader.Bytes(), model)); break;
-      case 2: TANDEM_RETURN_IF_ERROR(ParseTrainerSpec(reader.Bytes(), model)); break;
-      case 3: TANDEM_RETURN_IF_ERROR(ParseNormalizerSpec(reader.Bytes(), model)); break;
+      case 1:
+        TANDEM_RETURN_IF_ERROR(ParsePiece(reader.Bytes(), model));
+        break;
+      case 2:
+        TANDEM_RETURN_IF_ERROR(ParseTrainerSpec(reader.Bytes(), model));
+        break;
+      case 3:
+        TANDEM_RETURN_IF_ERROR(ParseNormalizerSpec(reader.Bytes(), model));
+        break;
       case 5: {
         // A denormalizer would change decoded text; an empty one does nothing.
         SentencePieceModel denormalizer;
@@ -169,7 +207,8 @@ absl::StatusOr<SentencePieceModel> ParseSentencePieceModel(std::string_view byte
         }
         break;
       }
-      default: break;  // self-test data, extensions
+      default:
+        break;  // self-test data, extensions
     }
   }
   if (!reader.ok()) return Malformed("message");

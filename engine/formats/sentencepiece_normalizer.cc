@@ -6,7 +6,7 @@
 namespace tandem {
 namespace {
 
-constexpr std::string_view kSpaceSymbol = "\xE2\x96\x81";        // U+2581
+constexpr std::string_view kSpaceSymbol = "\xE2\x96\x81";           // U+2581
 constexpr std::string_view kReplacementCharacter = "\xEF\xBF\xBD";  // U+FFFD
 
 uint32_t LittleEndian32(std::string_view bytes) {

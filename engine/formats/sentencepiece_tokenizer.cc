@@ -46,6 +46,7 @@ absl::StatusOr<std::unique_ptr<const Tokenizer>> SentencePieceTokenizer::FromMod
       new SentencePieceTokenizer(std::move(model), std::move(normalizer)));
   TANDEM_RETURN_IF_ERROR(tokenizer->IndexPieces());
   tokenizer->adds_bos_ = tokenizer->bos_id_.has_value();
+  tokenizer->strips_every_mark_ = tokenizer->model_.remove_extra_whitespaces;
   if (!config.empty()) {
     TANDEM_ASSIGN_OR_RETURN(const nlohmann::json json, ParseJson(config, "tokenizer_config.json"));
     const auto adds = json.is_object() ? json.find("add_bos_token") : json.end();
@@ -58,7 +59,9 @@ absl::StatusOr<std::unique_ptr<const Tokenizer>> SentencePieceTokenizer::FromMod
 
 absl::Status SentencePieceTokenizer::IndexPieces() {
   min_score_ = std::numeric_limits<float>::max();
-  max_score_ = std::numeric_limits<float>::lowest();
+  // The original begins with FLT_MIN, a positive number: scores are negative, so it stays, and a
+  // user-defined piece scores as good as 0 and always wins.
+  max_score_ = std::numeric_limits<float>::min();
   if (model_.byte_fallback) byte_ids_.assign(256, -1);
   for (size_t i = 0; i < model_.pieces.size(); ++i) {
     const SentencePieceModel::Piece& piece = model_.pieces[i];
@@ -107,9 +110,13 @@ void SentencePieceTokenizer::MakeToken(const SentencePieceModel::Piece& piece) {
   Token token;
   token.exists = true;
   switch (piece.type) {
-    case PieceType::kControl: break;
-    case PieceType::kUnknown: token.bytes = model_.unk_surface; break;
-    case PieceType::kByte: token.bytes = std::string(1, static_cast<char>(ParseBytePiece(piece.text)));
+    case PieceType::kControl:
+      break;
+    case PieceType::kUnknown:
+      token.bytes = model_.unk_surface;
+      break;
+    case PieceType::kByte:
+      token.bytes = std::string(1, static_cast<char>(ParseBytePiece(piece.text)));
       break;
     default:
       token.bytes = absl::StrReplaceAll(
@@ -215,8 +222,8 @@ std::vector<SentencePieceTokenizer::Span> SentencePieceTokenizer::EncodeUnigram(
       const int32_t id = IdOf(text.substr(begin, size));
       if (id >= 0 && model_.pieces[id].type != PieceType::kUnused) {
         const bool user_defined = model_.pieces[id].type == PieceType::kUserDefined;
-        const float score = user_defined ? static_cast<float>(size) * max_score_ - 0.1f
-                                         : model_.pieces[id].score;
+        const float score =
+            user_defined ? static_cast<float>(size) * max_score_ - 0.1f : model_.pieces[id].score;
         offer(begin + size, here + score, id);
         has_character = has_character || size == character;
       }

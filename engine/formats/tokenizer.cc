@@ -69,7 +69,7 @@ absl::StatusOr<std::string> DecodeStream::Add(int32_t id) {
   std::string_view bytes = token->bytes;
   if (at_start_ && !bytes.empty()) {
     if (token->space_is_mark) bytes.remove_prefix(1);
-    at_start_ = false;
+    at_start_ = bytes.empty() && tokenizer_.strips_every_mark();
   }
   pending_ += bytes;
   std::string text;
@@ -85,13 +85,16 @@ std::string DecodeStream::Finish() {
 }
 
 absl::StatusOr<std::unique_ptr<const Tokenizer>> LoadTokenizer(const std::string& folder) {
-  const auto path = [&](const char* name) { return (std::filesystem::path(folder) / name).string(); };
+  const auto path = [&](const char* name) {
+    return (std::filesystem::path(folder) / name).string();
+  };
   const auto exists = [&](const char* name) {
     std::error_code error;
     return std::filesystem::exists(path(name), error);
   };
   TANDEM_ASSIGN_OR_RETURN(const std::string config, ReadIfThere(path("tokenizer_config.json")));
-  auto load = [&](const char* name, auto&& make) -> absl::StatusOr<std::unique_ptr<const Tokenizer>> {
+  auto load = [&](const char* name,
+                  auto&& make) -> absl::StatusOr<std::unique_ptr<const Tokenizer>> {
     TANDEM_ASSIGN_OR_RETURN(const std::string content,
                             ReadSmallFile(path(name), kMaxTokenizerBytes));
     auto tokenizer = make(content);

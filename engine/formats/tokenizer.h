@@ -19,7 +19,8 @@ class Tokenizer {
   struct Token {
     std::string bytes;    // what it stands for within a text; nothing for control tokens
     bool exists = false;  // ids may have holes
-    // Its leading space is the mark of a word's beginning, which a text's first token does not show.
+    // Its leading space is the mark of a word's beginning, which a text's first token does not
+    // show.
     bool space_is_mark = false;
   };
 
@@ -36,6 +37,8 @@ class Tokenizer {
   std::optional<int32_t> eos_id() const { return eos_id_; }
   // Whether the tokenizer's own configuration begins every text with bos_id().
   bool adds_bos() const { return adds_bos_; }
+  // Whether a text's beginning shows none of several marks in a row, rather than all but the first.
+  bool strips_every_mark() const { return strips_every_mark_; }
 
  protected:
   virtual absl::StatusOr<std::vector<int32_t>> EncodeText(std::string_view text) const = 0;
@@ -43,6 +46,7 @@ class Tokenizer {
   std::vector<Token> tokens_;  // by id
   std::optional<int32_t> bos_id_, eos_id_;
   bool adds_bos_ = false;
+  bool strips_every_mark_ = false;
 };
 
 // Decodes ids one by one: the pieces put together are Decode() of all of them. Not thread-safe.

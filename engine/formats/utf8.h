@@ -8,7 +8,7 @@ namespace tandem {
 
 struct Utf8Char {
   char32_t code = 0;  // U+FFFD if not valid
-  int length = 0;     // bytes; where not valid, of the longest beginning of a character (at least 1)
+  int length = 0;  // bytes; where not valid, of the longest beginning of a character (at least 1)
   bool valid = false;
   bool truncated = false;  // not valid only because the text ends here
 };

@@ -1,7 +1,7 @@
 #include "engine/nn/decoder.h"
 
 #include <cmath>
-#include <limits>
+#include <numbers>
 #include <numeric>
 
 #include "engine/ops/ops.h"
@@ -47,6 +47,22 @@ absl::Status CheckNumbers(const DecoderConfig& c) {
   return absl::OkStatus();
 }
 
+absl::Status CheckRopeScaling(const RopeScaling& s) {
+  if (s.kind == RopeScaling::Kind::kNone) return absl::OkStatus();
+  if (!(s.factor >= 1 && s.factor <= 1e6)) {
+    return InvalidArgument("decoder configuration: rope_scaling.factor is ", s.factor,
+                           ", expected 1 to 1e6");
+  }
+  if (s.kind == RopeScaling::Kind::kLinear) return absl::OkStatus();
+  if (!(s.low_freq_factor > 0 && s.high_freq_factor > s.low_freq_factor &&
+        s.high_freq_factor <= 1e6)) {
+    return InvalidArgument("decoder configuration: rope_scaling.low_freq_factor is ",
+                           s.low_freq_factor, " and high_freq_factor ", s.high_freq_factor,
+                           ", expected 0 < low < high <= 1e6");
+  }
+  return CheckSize("rope_scaling.original_max_positions", s.original_max_positions, kMaxPositions);
+}
+
 absl::Status CheckLlama(const DecoderConfig& c) {
   if (c.activation != DecoderActivation::kSilu) {
     return Unimplemented("decoder configuration: activation of Llama must be silu");
@@ -68,7 +84,7 @@ absl::Status CheckLlama(const DecoderConfig& c) {
                            c.head_dim, " make a table of rotary positions above ",
                            kMaxRopeTableBytes, " bytes");
   }
-  return absl::OkStatus();
+  return CheckRopeScaling(c.rope_scaling);
 }
 
 absl::Status CheckGpt2(const DecoderConfig& c) {
@@ -90,34 +106,62 @@ absl::Status CheckGpt2(const DecoderConfig& c) {
   return absl::OkStatus();
 }
 
+// `frequency`, in radians a position, after the configuration's scaling.
+double ScaleFrequency(double frequency, const RopeScaling& s) {
+  if (s.kind == RopeScaling::Kind::kLinear) return frequency / s.factor;
+  const double wavelength = 2 * std::numbers::pi / frequency;
+  const double turns = static_cast<double>(s.original_max_positions) / wavelength;
+  if (turns < s.low_freq_factor) return frequency / s.factor;
+  if (turns > s.high_freq_factor) return frequency;
+  const double kept = (turns - s.low_freq_factor) / (s.high_freq_factor - s.low_freq_factor);
+  return (1 - kept) * frequency / s.factor + kept * frequency;
+}
+
+// As ops::RopeTable, with scaled frequencies.
+Tensor ScaledRopeTable(const DecoderConfig& c) {
+  const int64_t half = c.head_dim / 2;
+  Tensor table(DType::kF32, {c.max_positions, c.head_dim});
+  const std::span<float> values = table.data<float>();
+  for (int64_t i = 0; i < half; ++i) {
+    const double exponent = -2.0 * static_cast<double>(i) / static_cast<double>(c.head_dim);
+    const double frequency = ScaleFrequency(std::pow(c.rope_theta, exponent), c.rope_scaling);
+    for (int64_t p = 0; p < c.max_positions; ++p) {
+      const double angle = static_cast<double>(p) * frequency;
+      values[p * c.head_dim + i] = static_cast<float>(std::cos(angle));
+      values[p * c.head_dim + half + i] = static_cast<float>(std::sin(angle));
+    }
+  }
+  return table;
+}
+
 }  // namespace
 
 absl::Status DecoderConfig::Validate() const {
   TANDEM_RETURN_IF_ERROR(CheckSizes(*this));
   TANDEM_RETURN_IF_ERROR(CheckNumbers(*this));
   if (heads % kv_heads != 0) {
-    return InvalidArgument("decoder configuration: heads ", heads, " is not a multiple of kv_heads ",
-                           kv_heads);
+    return InvalidArgument("decoder configuration: heads ", heads,
+                           " is not a multiple of kv_heads ", kv_heads);
   }
   TANDEM_RETURN_IF_ERROR(architecture == DecoderArchitecture::kLlama ? CheckLlama(*this)
                                                                      : CheckGpt2(*this));
   // With the bounds above every term is below 2^62; as doubles, their sum cannot overflow.
   const double attention = static_cast<double>(hidden_size) * static_cast<double>(head_dim) *
                            static_cast<double>(2 * heads + 2 * kv_heads);
-  const double mlp = 3.0 * static_cast<double>(hidden_size) * static_cast<double>(intermediate_size);
+  const double mlp =
+      3.0 * static_cast<double>(hidden_size) * static_cast<double>(intermediate_size);
   const double embeddings =
       (2.0 * static_cast<double>(vocab_size) + static_cast<double>(max_positions)) *
       static_cast<double>(hidden_size);
-  const double bytes =
-      4.0 * (static_cast<double>(layers) * (attention + mlp) + embeddings);
+  const double bytes = 4.0 * (static_cast<double>(layers) * (attention + mlp) + embeddings);
   if (bytes > static_cast<double>(kMaxTensorBytes)) {
     return InvalidArgument("decoder configuration: about ", bytes, " bytes of parameters, at most ",
                            kMaxTensorBytes, " are possible");
   }
   auto check_id = [&](std::string_view field, int32_t id) {
     if (id >= 0 && id < vocab_size) return absl::OkStatus();
-    return InvalidArgument("decoder configuration: ", field, " ", id, " is outside [0, ", vocab_size,
-                           ")");
+    return InvalidArgument("decoder configuration: ", field, " ", id, " is outside [0, ",
+                           vocab_size, ")");
   };
   if (bos_token_id) TANDEM_RETURN_IF_ERROR(check_id("bos_token_id", *bos_token_id));
   for (int32_t id : eos_token_ids) TANDEM_RETURN_IF_ERROR(check_id("eos_token_id", id));
@@ -255,8 +299,10 @@ absl::StatusOr<std::vector<Value>> DecoderSource::Build(Builder& builder,
 
 const std::shared_ptr<const Tensor>& DecoderSource::rope_table() const {
   std::call_once(rope_once_, [this] {
+    const bool scaled = config_.rope_scaling.kind != RopeScaling::Kind::kNone;
     rope_table_ = std::make_shared<const Tensor>(
-        ops::RopeTable(config_.rope_theta, config_.head_dim, config_.max_positions));
+        scaled ? ScaledRopeTable(config_)
+               : ops::RopeTable(config_.rope_theta, config_.head_dim, config_.max_positions));
   });
   return rope_table_;
 }

@@ -1,8 +1,8 @@
 // Decoder-only language models: Llama (Touvron et al. 2023) and GPT-2 (Radford et al. 2019).
 //
-// A DecoderSource turns a DecoderConfig into graphs over packed sequences. Parameters have the names
-// and layouts of Hugging Face's LlamaForCausalLM and GPT2LMHeadModel, so that their files are the
-// standard ones: Llama's linear weights are (out, in), GPT-2's are (in, out).
+// A DecoderSource turns a DecoderConfig into graphs over packed sequences. Parameters have the
+// names and layouts of Hugging Face's LlamaForCausalLM and GPT2LMHeadModel, so that their files are
+// the standard ones: Llama's linear weights are (out, in), GPT-2's are (in, out).
 #pragma once
 
 #include <memory>
@@ -20,6 +20,22 @@ namespace tandem {
 enum class DecoderArchitecture : uint8_t { kLlama, kGpt2 };
 enum class DecoderActivation : uint8_t { kSilu, kGelu, kGeluTanh };
 
+// Changes of the rotary frequencies that let a model reach beyond the positions it first had.
+struct RopeScaling {
+  enum class Kind : uint8_t {
+    kNone,
+    kLinear,  // Chen et al. 2023: all frequencies divided by factor
+    kLlama3,  // Llama 3.1: the low ones, smoothly between two wavelengths
+  };
+  Kind kind = Kind::kNone;
+  double factor = 1;
+  // kLlama3: wavelengths above original_max_positions / low_freq_factor are scaled, those below
+  // original_max_positions / high_freq_factor are not.
+  double low_freq_factor = 1, high_freq_factor = 4;
+  int64_t original_max_positions = 8192;
+  bool operator==(const RopeScaling&) const = default;
+};
+
 struct DecoderConfig {
   DecoderArchitecture architecture = DecoderArchitecture::kLlama;
   int64_t vocab_size = 0;
@@ -32,6 +48,7 @@ struct DecoderConfig {
   int64_t max_positions = 0;
   double norm_epsilon = 1e-5;
   double rope_theta = 10000;    // Llama only
+  RopeScaling rope_scaling;     // Llama only
   bool tie_embeddings = false;  // the head is the token embedding
   // GPT-2: every linear layer and norm has a bias (false: none has, nanoGPT's bias=False).
   bool bias = false;

@@ -59,11 +59,11 @@ Value DecoderGraph::Norm(Value x, const std::string& name) {
 Value DecoderGraph::Attention(Value q, Value k, Value v, int64_t layer) {
   const double scale = 1.0 / std::sqrt(static_cast<double>(config_.head_dim));
   const SequenceValues& s = sequences_;
-  const Value out = s.k_cache.empty()
-                        ? ops::Attention(b_, q, k, v, s.query_start, scale)[0]
-                        : ops::PagedAttention(b_, q, k, v, s.query_start, s.past_length,
-                                              s.block_table, s.k_cache[layer], s.v_cache[layer],
-                                              scale);
+  const Value out =
+      s.k_cache.empty()
+          ? ops::Attention(b_, q, k, v, s.query_start, scale)[0]
+          : ops::PagedAttention(b_, q, k, v, s.query_start, s.past_length, s.block_table,
+                                s.k_cache[layer], s.v_cache[layer], scale);
   return ops::Reshape(b_, out, {tokens_, config_.heads * config_.head_dim});
 }
 
@@ -132,9 +132,8 @@ Value DecoderGraph::Llama() {
 Value DecoderGraph::Gpt2() {
   tokens_ = b_.shape(sequences_.tokens).num_elements();
   b_.SetScope("embedding");
-  Value x = ops::Add(
-      b_, ops::Gather(b_, Parameter("transformer.wte.weight"), sequences_.tokens, 0),
-      ops::Gather(b_, Parameter("transformer.wpe.weight"), sequences_.positions, 0));
+  Value x = ops::Add(b_, ops::Gather(b_, Parameter("transformer.wte.weight"), sequences_.tokens, 0),
+                     ops::Gather(b_, Parameter("transformer.wpe.weight"), sequences_.positions, 0));
   for (int64_t layer = 0; layer < config_.layers; ++layer) {
     const std::string at = StrCat("transformer.h.", layer, ".");
     b_.SetScope(at + "attn");
@@ -147,16 +146,14 @@ Value DecoderGraph::Gpt2() {
 
 Value DecoderSource::BuildLogits(Builder& builder, const SequenceValues& sequences) const {
   if (!builder.ok()) return {};
-  if (!sequences.tokens.valid() || !sequences.positions.valid() ||
-      !sequences.query_start.valid()) {
+  if (!sequences.tokens.valid() || !sequences.positions.valid() || !sequences.query_start.valid()) {
     return builder.Fail(InvalidArgument("decoder: tokens, positions and query_start are needed"));
   }
   if (builder.shape(sequences.tokens).rank() != 1 ||
       builder.shape(sequences.tokens) != builder.shape(sequences.positions)) {
-    return builder.Fail(InvalidArgument("decoder: tokens ", builder.type(sequences.tokens).ToString(),
-                                        " and positions ",
-                                        builder.type(sequences.positions).ToString(),
-                                        ", expected both (N)"));
+    return builder.Fail(InvalidArgument(
+        "decoder: tokens ", builder.type(sequences.tokens).ToString(), " and positions ",
+        builder.type(sequences.positions).ToString(), ", expected both (N)"));
   }
   const size_t caches = sequences.k_cache.size();
   if (caches != sequences.v_cache.size() ||

@@ -36,10 +36,14 @@ std::pair<double, double> CosSin(double turn) {
   for (int k = 19; k >= 3; k -= 2) sine = 1 - sine * z / (k * (k - 1));
   sine *= x;
   switch (quarter & 3) {
-    case 0: return {cosine, sine};
-    case 1: return {-sine, cosine};
-    case 2: return {-cosine, -sine};
-    default: return {sine, -cosine};
+    case 0:
+      return {cosine, sine};
+    case 1:
+      return {-sine, cosine};
+    case 2:
+      return {-cosine, -sine};
+    default:
+      return {sine, -cosine};
   }
 }
 

@@ -56,8 +56,8 @@ float Pseudorandom(uint32_t* state) {
   return static_cast<float>(static_cast<int32_t>(*state >> 8) - (1 << 23)) * 0x1p-23f;
 }
 
-memory::desc Desc(memory::dims dims, memory::format_tag tag) {
-  return {std::move(dims), memory::data_type::f32, tag};
+memory::desc Desc(const memory::dims& dims, memory::format_tag tag) {
+  return {dims, memory::data_type::f32, tag};
 }
 
 // oneDNN 2 describes an operation in two steps, oneDNN 3 in one.

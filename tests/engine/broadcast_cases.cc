@@ -65,22 +65,25 @@ struct FloatCase {
 };
 
 // Random operands of Max and Min do not tie; their kinks are the ties.
-const FloatCase kFloatCases[] = {
-    {"Add", ops::Add, Plus},
-    {"Sub", ops::Sub, Minus},
-    {"Mul", ops::Mul, Times},
-    {"Div", ops::Div, Over, -2, 2, 0.5, 2},
-    {"Pow", ops::Pow, PowOf, 0.3, 2, -2, 3},
-    {"Max", ops::Max, MaxOf, -2, 2, -2, 2, {{{1, 1}, {0.5, 0.5}}}},
-    {"Min", ops::Min, MinOf, -2, 2, -2, 2, {{{1, 1}, {0.5, 0.5}}}},
-    {"Mod", ops::Mod, [](double x, double y) { return std::fmod(x, y); }, 3.2, 3.9, 1.1, 1.5},
-    {"Equal", ops::Equal, EqualOf, -2, 2, -2, 2, {}, false},
-    {"Less", ops::Less, LessOf, -2, 2, -2, 2, {}, false},
-    {"LessOrEqual", ops::LessOrEqual, LessOrEqualOf, -2, 2, -2, 2, {}, false},
-};
+const std::vector<FloatCase>& FloatCases() {
+  static const auto* const cases = new std::vector<FloatCase>{
+      {"Add", ops::Add, Plus},
+      {"Sub", ops::Sub, Minus},
+      {"Mul", ops::Mul, Times},
+      {"Div", ops::Div, Over, -2, 2, 0.5, 2},
+      {"Pow", ops::Pow, PowOf, 0.3, 2, -2, 3},
+      {"Max", ops::Max, MaxOf, -2, 2, -2, 2, {{{1, 1}, {0.5, 0.5}}}},
+      {"Min", ops::Min, MinOf, -2, 2, -2, 2, {{{1, 1}, {0.5, 0.5}}}},
+      {"Mod", ops::Mod, [](double x, double y) { return std::fmod(x, y); }, 3.2, 3.9, 1.1, 1.5},
+      {"Equal", ops::Equal, EqualOf, -2, 2, -2, 2, {}, false},
+      {"Less", ops::Less, LessOf, -2, 2, -2, 2, {}, false},
+      {"LessOrEqual", ops::LessOrEqual, LessOrEqualOf, -2, 2, -2, 2, {}, false},
+  };
+  return *cases;
+}
 
 void AddFloats(std::vector<OpCase>& cases) {
-  for (const FloatCase& f : kFloatCases) {
+  for (const FloatCase& f : FloatCases()) {
     for (const Shapes& s : BroadcastShapesTable()) {
       OpCase c = MakeBinary(absl::StrCat(f.name, "_", s.name), f.op, f.f,
                             {.shape = s.x, .low = f.low, .high = f.high},
@@ -144,7 +147,9 @@ void AddIntegers(std::vector<OpCase>& cases) {
       OpCase c = MakeBinary(
           absl::StrCat(i.name, "_", std::string(DTypeName(dtype))), i.op, i.f,
           {.shape = Shape{20, 3}, .dtype = dtype, .low = is_signed ? -9.0 : 0.0, .high = 9},
-          {.shape = Shape{20, 1}, .dtype = dtype, .low = is_signed ? i.y_low : 0.0,
+          {.shape = Shape{20, 1},
+           .dtype = dtype,
+           .low = is_signed ? i.y_low : 0.0,
            .high = power ? 2.0 : 9.0});
       c.gradient = false;
       cases.push_back(c);
@@ -198,16 +203,11 @@ void AddWhere(std::vector<OpCase>& cases) {
     DType dtype = DType::kF32;
   };
   const WhereCase table[] = {
-      {"same", {4, 9}, {4, 9}, {4, 9}},
-      {"scalar_y", {4, 9}, {4, 9}, {}},
-      {"scalar_x", {4, 9}, {}, {4, 9}},
-      {"scalars", {4, 9}, {1}, {}},
-      {"condition_row", {9}, {4, 9}, {4, 1}},
-      {"condition_scalar", {}, {4, 9}, {9}},
-      {"mixed", {2, 1, 5}, {3, 1}, {2, 3, 1}},
-      {"i8", {3, 5}, {3, 5}, {5}, DType::kI8},
-      {"f16", {3, 5}, {3, 5}, {5}, DType::kF16},
-      {"i64", {3, 5}, {3, 5}, {5}, DType::kI64},
+      {"same", {4, 9}, {4, 9}, {4, 9}},          {"scalar_y", {4, 9}, {4, 9}, {}},
+      {"scalar_x", {4, 9}, {}, {4, 9}},          {"scalars", {4, 9}, {1}, {}},
+      {"condition_row", {9}, {4, 9}, {4, 1}},    {"condition_scalar", {}, {4, 9}, {9}},
+      {"mixed", {2, 1, 5}, {3, 1}, {2, 3, 1}},   {"i8", {3, 5}, {3, 5}, {5}, DType::kI8},
+      {"f16", {3, 5}, {3, 5}, {5}, DType::kF16}, {"i64", {3, 5}, {3, 5}, {5}, DType::kI64},
   };
   for (const WhereCase& w : table) {
     OpCase c;

@@ -448,7 +448,51 @@ TEST(Conv, RefusesOtherTypesByName) {
   ASSERT_TRUE(graph.ok()) << graph.status();
   const auto plan = Plan::Compile(*std::move(graph), CpuBackend());
   EXPECT_EQ(plan.status().code(), absl::StatusCode::kUnimplemented);
-  EXPECT_THAT(std::string(plan.status().message()), HasSubstr("Conv on the CPU: bf16"));
+  EXPECT_THAT(std::string(plan.status().message()), HasSubstr("[Conv]: bf16 on the CPU"));
+}
+
+// Attributes that pass the checks but would need absurd memory or overflow offsets: an error, or a
+// kernel of reasonable scratch; never a crash.
+TEST(Conv, HostileSizesEndInAnError) {
+  const auto plain = [](int64_t pad) { return Options({1, 1}, {pad, pad}, {pad, pad}, {1, 1}); };
+  const ConvCase cases[] = {
+      {"kernel", {1, 1, 4096, 4096}, {1, 1, 2000, 2000}, plain(0)},
+      {"plane", {1, 1, 1 << 15, 1 << 15}, {1, 1, 1, 1}, plain(0)},
+      {"padded", {1, 1, 1, 1}, {1, 1, 1, 1}, plain(1 << 14)},
+      {"channels", {1, 1 << 24, 4, 4}, {1, 1 << 24, 1, 1}, plain(0)},
+      {"weights", {1, 1 << 15, 1, 1}, {1 << 15, 1 << 15, 1, 1}, plain(0)},
+      {"many_groups",
+       {1, 1 << 20, 2, 2},
+       {1 << 20, 1, 1, 1},
+       Options({1, 1}, {0, 0}, {0, 0}, {1, 1}, 1 << 20)},
+      {"wide", {1, 1, 1, (1 << 24) - 1}, {1, 1, 1, 1 << 20}, plain(0)},
+      {"dilated",
+       {1, 1, 1, (1 << 24) - 1},
+       {1, 1, 1, 2},
+       Options({1, 1}, {0, 0}, {0, 0}, {1, (1 << 24) - 2})},
+  };
+  for (const ConvCase& c : cases) {
+    const Shape y = OutputShape(c);
+    const TensorType tx{DType::kF32, c.x}, tw{DType::kF32, c.weight}, ty{DType::kF32, y};
+    for (int direction : {0, 1, 2}) {
+      Builder b;
+      const Value first = b.Input("a", direction == 0 ? tx : ty);
+      const Value second = b.Input("b", direction == 2 ? tx : tw);
+      b.Output(direction == 0   ? ops::Conv(b, first, second, {}, c.options)
+               : direction == 1 ? ops::ConvInputGrad(b, first, second, c.x, c.options)
+                                : ops::ConvWeightGrad(b, first, second, c.weight, c.options));
+      auto graph = b.Finish();
+      ASSERT_TRUE(graph.ok()) << c.name << graph.status();
+      const auto plan = Plan::Compile(*std::move(graph), CpuBackend());
+      if (plan.ok()) {
+        EXPECT_LE((*plan)->arena_bytes(), int64_t{1} << 34) << c.name;
+      } else {
+        EXPECT_TRUE(absl::IsUnimplemented(plan.status()) ||
+                    absl::IsResourceExhausted(plan.status()))
+            << c.name << " " << plan.status();
+      }
+    }
+  }
 }
 
 TEST(Conv, CountsItsOperations) {

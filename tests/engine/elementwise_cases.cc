@@ -48,12 +48,27 @@ const std::vector<UnaryCase>& UnaryCases() {
       {"Softplus", ops::Softplus, [](double x) { return std::log1p(std::exp(x)); }},
       {"Sin", ops::Sin, [](double x) { return std::sin(x); }},
       {"Cos", ops::Cos, [](double x) { return std::cos(x); }},
-      {"Floor", ops::Floor, [](double x) { return std::floor(x); }, -3, 3,
-       {-3, -2, -1, 0, 1, 2, 3}, {{{1}, {0}}}},
-      {"Ceil", ops::Ceil, [](double x) { return std::ceil(x); }, -3, 3,
-       {-3, -2, -1, 0, 1, 2, 3}, {{{1}, {0}}}},
-      {"Round", ops::Round, [](double x) { return std::nearbyint(x); }, -3, 3,
-       {-2.5, -1.5, -0.5, 0.5, 1.5, 2.5}, {{{0.5}, {0}}}},
+      {"Floor",
+       ops::Floor,
+       [](double x) { return std::floor(x); },
+       -3,
+       3,
+       {-3, -2, -1, 0, 1, 2, 3},
+       {{{1}, {0}}}},
+      {"Ceil",
+       ops::Ceil,
+       [](double x) { return std::ceil(x); },
+       -3,
+       3,
+       {-3, -2, -1, 0, 1, 2, 3},
+       {{{1}, {0}}}},
+      {"Round",
+       ops::Round,
+       [](double x) { return std::nearbyint(x); },
+       -3,
+       3,
+       {-2.5, -1.5, -0.5, 0.5, 1.5, 2.5},
+       {{{0.5}, {0}}}},
       {"Square", ops::Square, [](double x) { return x * x; }},
   };
   return *cases;
@@ -62,8 +77,8 @@ const std::vector<UnaryCase>& UnaryCases() {
 OpCase MakeUnary(const UnaryCase& u, DType dtype, Shape shape) {
   OpCase c;
   c.name = absl::StrCat(u.name, "_", std::string(DTypeName(dtype)));
-  c.inputs = {{.shape = std::move(shape), .dtype = dtype, .low = u.low, .high = u.high,
-               .avoid = u.avoid}};
+  c.inputs = {
+      {.shape = std::move(shape), .dtype = dtype, .low = u.low, .high = u.high, .avoid = u.avoid}};
   c.build = [op = u.op](Builder& b, const Values& x) { return Values{op(b, x[0])}; };
   c.reference = [f = u.f](const Refs& x) { return Refs{Map(x[0], f)}; };
   return c;
@@ -100,12 +115,12 @@ void AddUnary(std::vector<OpCase>& cases) {
       cases.push_back(c);
     }
   }
-  OpCase negate = {.name = "Not",
-                   .inputs = {{.shape = Shape{7, 5}, .dtype = DType::kBool, .low = 0, .high = 1}},
-                   .build = [](Builder& b, const Values& x) { return Values{ops::Not(b, x[0])}; },
-                   .reference = [](const Refs& x) {
-                     return Refs{Map(x[0], [](double v) { return v == 0 ? 1 : 0; })};
-                   }};
+  OpCase negate = {
+      .name = "Not",
+      .inputs = {{.shape = Shape{7, 5}, .dtype = DType::kBool, .low = 0, .high = 1}},
+      .build = [](Builder& b, const Values& x) { return Values{ops::Not(b, x[0])}; },
+      .reference =
+          [](const Refs& x) { return Refs{Map(x[0], [](double v) { return v == 0 ? 1 : 0; })}; }};
   negate.gradient = false;
   cases.push_back(negate);
 }
@@ -148,29 +163,27 @@ void AddUnaryGrad(std::vector<OpCase>& cases) {
 void AddSwiGlu(std::vector<OpCase>& cases) {
   const CaseInput input{.shape = Shape{5, 19}};
   const CaseInput large{.shape = Shape{512, 2048}};
-  cases.push_back({.name = "SwiGlu",
-                   .inputs = {input, input},
-                   .build = [](Builder& b, const Values& x) {
-                     return Values{ops::SwiGlu(b, x[0], x[1])};
-                   },
-                   .reference = [](const Refs& x) {
-                     return Refs{Zip(x[0], x[1], [](double g, double u) { return SiluOf(g) * u; })};
-                   },
-                   .bench = {large, large}});
-  OpCase grad = {.name = "SwiGluGrad",
-                 .inputs = {input, input, input},
-                 .build = [](Builder& b, const Values& x) {
-                   return ops::SwiGluGrad(b, x[0], x[1], x[2]);
-                 },
-                 .reference = [](const Refs& x) {
-                   const auto slope = [](double g) {
-                     return SigmoidOf(g) * (1 + g * (1 - SigmoidOf(g)));
-                   };
-                   const auto times = [](double a, double b) { return a * b; };
-                   return Refs{Zip(Zip(x[1], x[2], times), Map(x[0], slope), times),
-                               Zip(Map(x[0], SiluOf), x[2], times)};
-                 },
-                 .bench = {large, large, large}};
+  cases.push_back(
+      {.name = "SwiGlu",
+       .inputs = {input, input},
+       .build = [](Builder& b, const Values& x) { return Values{ops::SwiGlu(b, x[0], x[1])}; },
+       .reference =
+           [](const Refs& x) {
+             return Refs{Zip(x[0], x[1], [](double g, double u) { return SiluOf(g) * u; })};
+           },
+       .bench = {large, large}});
+  OpCase grad = {
+      .name = "SwiGluGrad",
+      .inputs = {input, input, input},
+      .build = [](Builder& b, const Values& x) { return ops::SwiGluGrad(b, x[0], x[1], x[2]); },
+      .reference =
+          [](const Refs& x) {
+            const auto slope = [](double g) { return SigmoidOf(g) * (1 + g * (1 - SigmoidOf(g))); };
+            const auto times = [](double a, double b) { return a * b; };
+            return Refs{Zip(Zip(x[1], x[2], times), Map(x[0], slope), times),
+                        Zip(Map(x[0], SiluOf), x[2], times)};
+          },
+      .bench = {large, large, large}};
   grad.gradient = false;
   cases.push_back(grad);
 }
@@ -183,8 +196,8 @@ void AddCast(std::vector<OpCase>& cases) {
     for (DType to : all) {
       if (from == to) continue;
       OpCase c;
-      c.name = absl::StrCat("Cast_", std::string(DTypeName(from)), "_to_",
-                            std::string(DTypeName(to)));
+      c.name =
+          absl::StrCat("Cast_", std::string(DTypeName(from)), "_to_", std::string(DTypeName(to)));
       // Whole numbers and quarters, which every float holds exactly.
       c.inputs = {{.shape = Shape{6}, .dtype = from, .values = {0, 1, 2.75, 3.5, 100, 0.25}}};
       c.build = [to](Builder& b, const Values& x) { return Values{ops::Cast(b, x[0], to)}; };

@@ -4,12 +4,12 @@
 
 #include <algorithm>
 #include <array>
+#include <bit>
 #include <chrono>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
-#include <cstring>
 #include <limits>
 #include <ostream>
 #include <random>
@@ -170,7 +170,8 @@ std::vector<float> Chain(const Problem& problem, bool fused) {
 }
 
 bool SameBits(float x, float y) {
-  return std::memcmp(&x, &y, sizeof(x)) == 0 || (std::isnan(x) && std::isnan(y));
+  return std::bit_cast<uint32_t>(x) == std::bit_cast<uint32_t>(y) ||
+         (std::isnan(x) && std::isnan(y));
 }
 
 ::testing::AssertionResult SameBits(const std::vector<float>& actual,
@@ -286,11 +287,11 @@ TEST_F(GemmTest, SmallShapesAreTheChain) {
 }
 
 // Sizes on both sides of each block size: 192 along k, 576 along n and 96 along m where B is
-// packed; up to 32 rows it is not, and 1024 columns (8 or 16 deep) are a block.
+// packed. Up to 16 or 32 rows it is not: there 1024 columns are a block, and 65536 elements of A.
 TEST_F(GemmTest, BlockEdgesAreTheChain) {
-  const int64_t shapes[][3] = {{97, 577, 9},  {96, 576, 192}, {193, 33, 193}, {40, 600, 385},
-                               {33, 65, 40},  {32, 65, 40},   {10, 800, 130}, {8, 400, 300},
-                               {2, 1100, 33}, {1, 1100, 513}, {200, 1, 33}};
+  const int64_t shapes[][3] = {{97, 577, 9},  {96, 576, 24},  {193, 33, 193}, {34, 577, 193},
+                               {33, 65, 40},  {32, 20, 2100}, {17, 65, 40},   {16, 35, 4100},
+                               {10, 800, 13}, {8, 400, 300},  {2, 1100, 33},  {1, 1100, 513}};
   for (const auto& [m, n, k] : shapes) {
     for (const Case& c : Orders(m, n, k)) ExpectChain(c);
   }

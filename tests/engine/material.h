@@ -17,9 +17,9 @@ inline std::string MaterialPath(const std::string& relative) {
   const char* material = std::getenv("TANDEM_MATERIAL");
   const char* source = std::getenv("TANDEM_SOURCE_DIR");
   const std::filesystem::path root =
-      material != nullptr ? std::filesystem::path(material)
-                          : std::filesystem::path(source != nullptr ? source : ".") / ".." /
-                                "shared" / "material";
+      material != nullptr
+          ? std::filesystem::path(material)
+          : std::filesystem::path(source != nullptr ? source : ".") / ".." / "shared" / "material";
   return (root / relative).string();
 }
 

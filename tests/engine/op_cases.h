@@ -32,8 +32,8 @@ struct CaseInput {
   DType dtype = DType::kF32;
   // Uniform in [low, high], rounded for integers and bools.
   double low = -2, high = 2;
-  // Values that no element may come near: kinks, where a difference quotient means nothing. What the
-  // gradient is there, the case's `kinks` say.
+  // Values that no element may come near: kinks, where a difference quotient means nothing. What
+  // the gradient is there, the case's `kinks` say.
   std::vector<double> avoid = {};
   // These instead of random ones.
   std::vector<double> values = {};
@@ -66,8 +66,8 @@ struct OpCase {
 std::vector<Tensor> MakeInputs(const std::vector<CaseInput>& inputs, std::string_view seed);
 Ref ToRef(const Tensor& tensor);
 
-// --- For writing references -----------------------------------------------------------------------
-// f of each element.
+// --- For writing references
+// ----------------------------------------------------------------------- f of each element.
 Ref Map(const Ref& x, const std::function<double(double)>& f);
 // f of each pair, broadcast.
 Ref Zip(const Ref& x, const Ref& y, const std::function<double(double, double)>& f);
@@ -77,7 +77,8 @@ Ref Expand(const Ref& x, const Shape& shape);
 std::vector<int64_t> Coordinates(const Shape& shape, int64_t i);
 int64_t Offset(const Shape& shape, const std::vector<int64_t>& coordinates);
 
-// --- The cases, family by family ------------------------------------------------------------------
+// --- The cases, family by family
+// ------------------------------------------------------------------
 std::vector<OpCase> ElementwiseCases();
 std::vector<OpCase> BroadcastCases();
 std::vector<OpCase> ReduceCases();

@@ -42,7 +42,7 @@ Values InputValues(Builder& b, const std::vector<Tensor>& inputs) {
 }
 
 absl::StatusOr<std::vector<Tensor>> RunGraph(Builder& b, const Backend& backend,
-                                        const std::vector<Tensor>& inputs) {
+                                             const std::vector<Tensor>& inputs) {
   TANDEM_ASSIGN_OR_RETURN(Graph graph, b.Finish());
   TANDEM_ASSIGN_OR_RETURN(std::unique_ptr<Plan> plan, Plan::Compile(std::move(graph), backend));
   return RunPlan(*plan, Pointers(inputs));
@@ -71,8 +71,8 @@ absl::StatusOr<std::vector<Tensor>> RunInArena(const OpCase& c, const std::vecto
 
 void ExpectClose(const Tensor& got, const Ref& expected, double tolerance,
                  const std::string& what) {
-  ASSERT_EQ(got.shape(), expected.shape) << what << ": " << got.shape().ToString() << ", expected "
-                                         << expected.shape.ToString();
+  ASSERT_EQ(got.shape(), expected.shape)
+      << what << ": " << got.shape().ToString() << ", expected " << expected.shape.ToString();
   if (!IsFloat(got.dtype())) tolerance = 0;
   int reported = 0;
   for (size_t i = 0; i < expected.v.size() && reported < 5; ++i) {
@@ -142,11 +142,12 @@ TEST_P(OpForward, SameBitsInSharedMemoryAndOnManyThreads) {
   ExpectSameBits(*plain, *many);
 }
 
-// Builds sum over outputs of sum(weight * output) and its gradients; the weights are the last inputs.
+// Builds sum over outputs of sum(weight * output) and its gradients; the weights are the last
+// inputs.
 struct GradientGraph {
   Builder b;
-  std::vector<Tensor> inputs;   // the case's, then the weights
-  std::vector<size_t> weighted;  // which outputs have a weight
+  std::vector<Tensor> inputs;     // the case's, then the weights
+  std::vector<size_t> weighted;   // which outputs have a weight
   std::vector<size_t> variables;  // which inputs are differentiated
 
   absl::Status Build(const OpCase& c, std::vector<Tensor> case_inputs, bool ones) {
@@ -268,9 +269,10 @@ INSTANTIATE_TEST_SUITE_P(All, OpForward, ::testing::ValuesIn(AllCases()), Name);
 INSTANTIATE_TEST_SUITE_P(All, OpGradient,
                          ::testing::ValuesIn(Select([](const OpCase& c) { return c.gradient; })),
                          Name);
-INSTANTIATE_TEST_SUITE_P(
-    All, OpKink, ::testing::ValuesIn(Select([](const OpCase& c) { return !c.kinks.empty(); })),
-    Name);
+INSTANTIATE_TEST_SUITE_P(All, OpKink, ::testing::ValuesIn(Select([](const OpCase& c) {
+                           return !c.kinks.empty();
+                         })),
+                         Name);
 
 }  // namespace
 }  // namespace tandem::testing

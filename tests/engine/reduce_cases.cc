@@ -41,7 +41,7 @@ struct Reduction {
   double (*f)(double, double);
 };
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
-const Reduction kReductions[] = {
+constexpr Reduction kReductions[] = {
     {"ReduceSum", ops::ReduceSum, 0, [](double a, double b) { return a + b; }},
     {"ReduceMax", ops::ReduceMax, -kInfinity, [](double a, double b) { return std::fmax(a, b); }},
     {"ReduceMin", ops::ReduceMin, kInfinity, [](double a, double b) { return std::fmin(a, b); }},
@@ -95,8 +95,8 @@ void AddReductions(std::vector<OpCase>& cases) {
     for (DType dtype : {DType::kF64, DType::kBF16, DType::kF16, DType::kI8, DType::kI32,
                         DType::kI64, DType::kU8}) {
       const bool is_float = IsFloat(dtype);
-      CaseInput input{.shape = Shape{2, 3, 2}, .dtype = dtype, .low = is_float ? -2.0 : 0.0,
-                      .high = 2};
+      CaseInput input{
+          .shape = Shape{2, 3, 2}, .dtype = dtype, .low = is_float ? -2.0 : 0.0, .high = 2};
       OpCase c = MakeReduce(r, std::string(DTypeName(dtype)), input, {0, 2}, false);
       c.gradient = dtype == DType::kF64;
       c.tolerance = dtype == DType::kF64 ? 1e-12 : 1e-2;
@@ -104,10 +104,10 @@ void AddReductions(std::vector<OpCase>& cases) {
     }
   }
   // Long rows, cut into pieces; many rows, summed in chunks.
-  cases.push_back(MakeReduce(kReductions[0], "long", {.shape = Shape{3, 65536}, .low = -1},
-                             {1}, false));
-  cases.push_back(MakeReduce(kReductions[0], "tall", {.shape = Shape{20000, 3}, .low = -1},
-                             {0}, false));
+  cases.push_back(
+      MakeReduce(kReductions[0], "long", {.shape = Shape{3, 65536}, .low = -1}, {1}, false));
+  cases.push_back(
+      MakeReduce(kReductions[0], "tall", {.shape = Shape{20000, 3}, .low = -1}, {0}, false));
   for (size_t i = cases.size() - 2; i < cases.size(); ++i) {
     cases[i].tolerance = 1e-4;
     cases[i].gradient = false;  // the reference would take hours
@@ -134,9 +134,9 @@ void AddTies(std::vector<OpCase>& cases) {
   c.gradient = false;
   cases.push_back(c);
   // Products with no, one and two zeros.
-  OpCase zeros = MakeReduce(kReductions[3], "zeros",
-                            {.shape = Shape{3, 3}, .values = {2, 3, 4, 2, 0, 4, 0, 0, 4}}, {1},
-                            false);
+  OpCase zeros =
+      MakeReduce(kReductions[3], "zeros",
+                 {.shape = Shape{3, 3}, .values = {2, 3, 4, 2, 0, 4, 0, 0, 4}}, {1}, false);
   cases.push_back(zeros);
 }
 

@@ -168,10 +168,10 @@ TEST(Safetensors, LargeHalvesAreReadInPieces) {
   const TemporaryFolder folder;
   std::vector<float> values(1'000'003), read(values.size());
   for (size_t i = 0; i < values.size(); ++i) values[i] = static_cast<float>(i % 251) - 125.0f;
-  ASSERT_TRUE(WriteSafetensors(folder / "x", std::vector<SafetensorsSource>{
-                                                 {"x", {1'000'003}, DType::kBF16, values}},
-                               {})
-                  .ok());
+  ASSERT_TRUE(
+      WriteSafetensors(folder / "x",
+                       std::vector<SafetensorsSource>{{"x", {1'000'003}, DType::kBF16, values}}, {})
+          .ok());
   const auto file = SafetensorsFile::Open(folder / "x");
   ASSERT_TRUE(file.ok()) << file.status();
   ASSERT_TRUE(file->ReadFloats(file->header().tensors[0], read).ok());
@@ -180,8 +180,7 @@ TEST(Safetensors, LargeHalvesAreReadInPieces) {
 
 TEST(Safetensors, TypesWithoutFloatsAreUnimplementedByName) {
   const TemporaryFolder folder;
-  WriteFile(folder / "x",
-            File(R"({"w":{"dtype":"F8_E5M2","shape":[4],"data_offsets":[0,4]}})", 4));
+  WriteFile(folder / "x", File(R"({"w":{"dtype":"F8_E5M2","shape":[4],"data_offsets":[0,4]}})", 4));
   const auto file = SafetensorsFile::Open(folder / "x");
   ASSERT_TRUE(file.ok()) << file.status();
   std::vector<float> values(4);
@@ -194,12 +193,11 @@ TEST(Safetensors, WrongCountsAreErrors) {
   const TemporaryFolder folder;
   const std::vector<float> values(4);
   std::vector<float> three(3);
-  EXPECT_THAT(
-      std::string(WriteSafetensors(folder / "x",
-                                   std::vector<SafetensorsSource>{{"x", {3}, DType::kF32, values}},
-                                   {})
-                      .message()),
-      HasSubstr("x has 4 values for a shape of 3"));
+  EXPECT_THAT(std::string(WriteSafetensors(
+                              folder / "x",
+                              std::vector<SafetensorsSource>{{"x", {3}, DType::kF32, values}}, {})
+                              .message()),
+              HasSubstr("x has 4 values for a shape of 3"));
   EXPECT_FALSE(std::filesystem::exists(folder / "x"));
   ASSERT_TRUE(WriteSafetensors(folder / "x",
                                std::vector<SafetensorsSource>{{"x", {4}, DType::kF32, values}}, {})

@@ -85,8 +85,8 @@ Refs AttentionOf(const Refs& x, double scale) {
             return t.v[((begin + p) * h.kv_heads + kv) * h.width + d];
           };
         };
-        lse.v[i * h.heads + head] = Attend(&q.v[row], &out.v[row], i - begin + 1, h.width, scale,
-                                           at(k), at(v));
+        lse.v[i * h.heads + head] =
+            Attend(&q.v[row], &out.v[row], i - begin + 1, h.width, scale, at(k), at(v));
       }
     }
   }
@@ -118,8 +118,10 @@ void AddAttention(std::vector<OpCase>& cases) {
     c.tolerance = 1e-5;
     c.gradient = false;  // lse has no gradient
     if (std::string(s.name) == "one") {
-      c.bench = {{.shape = Shape{1024, 12, 64}}, {.shape = Shape{1024, 4, 64}},
-                 {.shape = Shape{1024, 4, 64}}, Integers({0, 1024})};
+      c.bench = {{.shape = Shape{1024, 12, 64}},
+                 {.shape = Shape{1024, 4, 64}},
+                 {.shape = Shape{1024, 4, 64}},
+                 Integers({0, 1024})};
     }
     cases.push_back(c);
     c.name += "_gradient";
@@ -182,12 +184,16 @@ void AddPagedAttention(std::vector<OpCase>& cases) {
   table.shape = Shape{2, 2};
   OpCase c;
   c.name = "PagedAttention";
-  c.inputs = {q, kv, kv, Integers({0, 3, 4}), Integers({5, 33}), table,
+  c.inputs = {q,
+              kv,
+              kv,
+              Integers({0, 3, 4}),
+              Integers({5, 33}),
+              table,
               {.shape = Shape{5, kHeads.kv_heads, kHeads.width, kPage}},
               {.shape = Shape{5, kHeads.kv_heads, kPage, kHeads.width}}};
   c.build = [](Builder& b, const Values& x) {
-    return Values{
-        ops::PagedAttention(b, x[0], x[1], x[2], x[3], x[4], x[5], x[6], x[7], kScale)};
+    return Values{ops::PagedAttention(b, x[0], x[1], x[2], x[3], x[4], x[5], x[6], x[7], kScale)};
   };
   c.reference = [=](const Refs& x) {
     Ref out(x[0].shape);

@@ -36,10 +36,14 @@ Ref Move(const Ref& x, const Shape& shape, const std::function<Ints(const Ints&)
 void AddReshapeAndTranspose(std::vector<OpCase>& cases) {
   AddSizes(cases, {.name = "Reshape",
                    .inputs = {{.shape = Shape{2, 6}}},
-                   .build = [](Builder& b, const Values& x) {
-                     return Values{ops::Reshape(b, x[0], Shape{3, 1, 4})};
-                   },
-                   .reference = [](const Refs& x) { return Refs{Ref(Shape{3, 1, 4}, x[0].v)}; }});
+                   .build =
+                       [](Builder& b, const Values& x) {
+                         return Values{ops::Reshape(b, x[0], Shape{3, 1, 4})};
+                       },
+                   .reference =
+                       [](const Refs& x) {
+                         return Refs{Ref(Shape{3, 1, 4}, x[0].v)};
+                       }});
   struct Permutation {
     const char* name;
     Shape shape;

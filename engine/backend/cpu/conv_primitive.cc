@@ -36,19 +36,7 @@ struct WindowDims {
   }
 };
 
-template <typename Desc>
-bool IsDirect(const Desc& desc) {
-  return std::string_view(desc.impl_info_str()).starts_with("jit");
-}
-
-// The descriptor that make() gives, of the first direct implementation if there is one.
-template <typename Make>
-auto PreferDirect(const Make& make) {
-  for (auto desc = make(); true;) {
-    if (IsDirect(desc)) return desc;
-    if (!desc.next_impl()) return make();
-  }
-}
+bool IsDirect(std::string_view implementation) { return implementation.starts_with("jit"); }
 
 template <typename Desc>
 ConvPrimitive FromDesc(const Desc& desc, const dnnl::primitive& primitive, const memory::desc& x,
@@ -61,10 +49,46 @@ ConvPrimitive FromDesc(const Desc& desc, const dnnl::primitive& primitive, const
           .plain_x = {},
           .plain_weight = {},
           .plain_y = {},
-          .direct = IsDirect(desc)};
+          .direct = IsDirect(desc.impl_info_str())};
 }
 
+// Elements after padding the channels to whole vectors, which oneDNN's layouts do.
+int64_t Padded(int64_t channels) { return (channels + 15) / 16 * 16; }
+
 }  // namespace
+
+absl::StatusOr<ConvProblem> ReadConvProblem(const KernelSpec& spec, ConvDirection direction,
+                                            const Shape& x, const Shape& weight, const Shape& y) {
+  if (spec.dtype() != DType::kF32) {
+    return Unimplemented(DTypeName(spec.dtype()), " on the CPU, only f32 is supported");
+  }
+  TANDEM_ASSIGN_OR_RETURN(ops::Window window,
+                          ops::ReadWindow(*spec.attributes, weight.dims().subspan(2)));
+  ConvProblem p{.direction = direction,
+                .x = ops::AsPlane(x),
+                .weight = ops::AsPlane(weight),
+                .y = ops::AsPlane(y),
+                .window = ops::AsPlane(window),
+                .groups = spec.attributes->Int("groups"),
+                .bias = direction == ConvDirection::kForward && spec.has(2)};
+  constexpr int64_t kMaxElements = int64_t{1} << 28;
+  const int64_t outputs = p.groups * Padded(p.weight[0] / p.groups);
+  if (p.x[0] > 0 && (Padded(p.x[1]) * p.x.Count(2, 4) > kMaxElements ||
+                     Padded(p.y[1]) * p.y.Count(2, 4) > kMaxElements ||
+                     outputs * Padded(p.weight[1]) * p.weight.Count(2, 4) > kMaxElements)) {
+    return Unimplemented("x ", x.ToString(), ", weight ", weight.ToString(), ", y ", y.ToString(),
+                         " on the CPU: more than ", kMaxElements,
+                         " elements an image or in the weights, channels padded to 16");
+  }
+  return p;
+}
+
+absl::Status CheckScratch(int64_t scratch_bytes) {
+  constexpr int64_t kMaxScratchBytes = int64_t{1} << 34;
+  if (scratch_bytes >= 0 && scratch_bytes <= kMaxScratchBytes) return absl::OkStatus();
+  return ResourceExhausted("needs ", scratch_bytes, " bytes of scratch, above the limit of ",
+                           kMaxScratchBytes);
+}
 
 ConvPrimitive MakeConvPrimitive(const ConvProblem& p, int64_t images, int64_t outputs) {
   constexpr auto kAlgorithm = dnnl::algorithm::convolution_direct;
@@ -84,30 +108,25 @@ ConvPrimitive MakeConvPrimitive(const ConvProblem& p, int64_t images, int64_t ou
   using Forward = dnnl::convolution_forward;
   const auto prop = p.direction == ConvDirection::kForward ? dnnl::prop_kind::forward_inference
                                                            : dnnl::prop_kind::forward_training;
-  const auto describe_forward = [&] {
-    return p.bias ? Describe<Forward>(attr, prop, kAlgorithm, x, weight, bias, y, w.strides,
-                                      w.dilations, w.begin, w.end)
-                  : Describe<Forward>(attr, prop, kAlgorithm, x, weight, y, w.strides, w.dilations,
-                                      w.begin, w.end);
-  };
+  const auto forward = p.bias ? Describe<Forward>(IsDirect, attr, prop, kAlgorithm, x, weight, bias,
+                                                  y, w.strides, w.dilations, w.begin, w.end)
+                              : Describe<Forward>(IsDirect, attr, prop, kAlgorithm, x, weight, y,
+                                                  w.strides, w.dilations, w.begin, w.end);
   ConvPrimitive made;
   if (p.direction == ConvDirection::kForward) {
-    const auto desc = PreferDirect(describe_forward);
-    made = FromDesc(desc, Forward(desc), desc.src_desc(), desc.weights_desc(), desc.dst_desc());
+    made = FromDesc(forward, Forward(forward), forward.src_desc(), forward.weights_desc(),
+                    forward.dst_desc());
   } else if (p.direction == ConvDirection::kInputGrad) {
     using Backward = dnnl::convolution_backward_data;
-    const auto forward = describe_forward();
-    const auto describe = [&] {
-      return DescribeBackward<Backward>(attr, forward, kAlgorithm, x, weight, y, w.strides,
-                                        w.dilations, w.begin, w.end);
-    };
-    const auto desc = PreferPlain(p) ? describe() : PreferDirect(describe);
+    const auto desc = DescribeBackward<Backward>(PreferPlain(p) ? AnyImplementation : IsDirect,
+                                                 attr, forward, kAlgorithm, x, weight, y, w.strides,
+                                                 w.dilations, w.begin, w.end);
     made = FromDesc(desc, Backward(desc), desc.diff_src_desc(), desc.weights_desc(),
                     desc.diff_dst_desc());
   } else {
     using Backward = dnnl::convolution_backward_weights;
-    const auto desc = DescribeBackward<Backward>(attr, describe_forward(), kAlgorithm, x, weight, y,
-                                                 w.strides, w.dilations, w.begin, w.end);
+    const auto desc = DescribeBackward<Backward>(AnyImplementation, attr, forward, kAlgorithm, x,
+                                                 weight, y, w.strides, w.dilations, w.begin, w.end);
     made = FromDesc(desc, Backward(desc), desc.src_desc(), desc.diff_weights_desc(),
                     desc.diff_dst_desc());
   }

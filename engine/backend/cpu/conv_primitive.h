@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <dnnl.hpp>
 
+#include "engine/backend/backend.h"
 #include "engine/backend/cpu/onednn.h"
 #include "engine/ops/window.h"
 
@@ -25,6 +26,11 @@ struct ConvProblem {
   int64_t y_image() const { return y.Count(1, 4); }
 };
 
+// The problem of a node with these shapes. Errors: another dtype than f32; tensors so large that
+// oneDNN's 32-bit offsets within an image could overflow.
+absl::StatusOr<ConvProblem> ReadConvProblem(const KernelSpec& spec, ConvDirection direction,
+                                            const Shape& x, const Shape& weight, const Shape& y);
+
 // A primitive with the layouts that it wants and the layouts of a plan's tensors.
 struct ConvPrimitive {
   dnnl::primitive primitive;
@@ -41,5 +47,8 @@ ConvPrimitive MakeConvPrimitive(const ConvProblem& problem, int64_t images, int6
 
 // The bias's layout; an empty one where the problem has none.
 dnnl::memory::desc ConvBias(const ConvProblem& problem);
+
+// ResourceExhausted where a kernel would need an unreasonable scratch (im2col of huge kernels).
+absl::Status CheckScratch(int64_t scratch_bytes);
 
 }  // namespace tandem::cpu

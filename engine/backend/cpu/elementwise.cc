@@ -9,11 +9,12 @@
 namespace tandem::cpu {
 namespace {
 
-#define TANDEM_F32_UNARY(OP)                                                                      \
-  OP(Neg)                                                                                         \
-  OP(Abs) OP(Sign) OP(Exp) OP(Log) OP(Sqrt) OP(Rsqrt) OP(Reciprocal) OP(Tanh) OP(Sigmoid) OP(Erf) \
-      OP(Relu) OP(Gelu) OP(GeluTanh) OP(Silu) OP(Softplus) OP(Sin) OP(Cos) OP(Floor) OP(Ceil)     \
-          OP(Round) OP(Square)
+#define TANDEM_F32_UNARY(OP)                                                                       \
+  OP(Neg)                                                                                          \
+  OP(Abs)                                                                                          \
+  OP(Sign) OP(Exp) OP(Log) OP(Sqrt) OP(Rsqrt) OP(Reciprocal) OP(Tanh) OP(Sigmoid) OP(Erf) OP(Relu) \
+      OP(Gelu) OP(GeluTanh) OP(Silu) OP(Softplus) OP(Sin) OP(Cos) OP(Floor) OP(Ceil) OP(Round)     \
+          OP(Square)
 
 Unary UnaryOf(const OpDef* op) {
 #define OP(op_name) \
@@ -106,6 +107,7 @@ double ApplyGrad64(UnaryGrad op, double x, double dy) {
 template <typename T>
 bool ApplyInteger(Unary op, const T* x, T* y, int64_t n) {
   const auto map = [&](auto f) {
+#pragma omp simd
     for (int64_t i = 0; i < n; ++i) y[i] = static_cast<T>(f(x[i]));
     return true;
   };

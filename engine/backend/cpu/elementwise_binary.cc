@@ -107,6 +107,7 @@ auto Apply(T a, T b) {
 template <Function f, typename T, typename Out>
 void Run(const T* a, int64_t sa, const T* b, int64_t sb, Out* out, int64_t n) {
   const auto loop = [=](auto step_a, auto step_b) {
+#pragma omp simd
     for (int64_t i = 0; i < n; ++i) {
       out[i] = Narrow<Out>(Apply<f>(Widen(a[i * step_a()]), Widen(b[i * step_b()])));
     }
@@ -255,7 +256,8 @@ absl::StatusOr<BoundKernel> Bind(const KernelSpec& spec) {
 #define OP(name) \
   constinit const Kernel k##name##Kernel = {.bind = Bind<Function::k##name>, .in_place = true};
 OP(Add)
-OP(Sub) OP(Mul) OP(Div) OP(Pow) OP(Max) OP(Min) OP(Mod) OP(And) OP(Or) OP(Xor)
+OP(Sub)
+OP(Mul) OP(Div) OP(Pow) OP(Max) OP(Min) OP(Mod) OP(And) OP(Or) OP(Xor)
 #undef OP
 // Not these: four f32 broadcast to sixteen bools have as many bytes.
 #define OP(name) constinit const Kernel k##name##Kernel = {.bind = Bind<Function::k##name>};

@@ -13,6 +13,7 @@ void Select(const LoopDim<4>& dim, T* out, const uint8_t* condition, const T* x,
             int64_t n) {
   const int64_t sc = dim.stride[1], sx = dim.stride[2], sy = dim.stride[3];
   const auto loop = [=](auto step_x, auto step_y) {
+#pragma omp simd
     for (int64_t i = 0; i < n; ++i) out[i] = condition[i] != 0 ? x[i * step_x()] : y[i * step_y()];
   };
   constexpr std::integral_constant<int64_t, 0> kZero;
@@ -70,6 +71,7 @@ void ConvertRun(const From* x, To* y, int64_t n) {
                 (kIsHalf<To> && std::is_same_v<From, float>)) {
     Convert(x, y, n);
   } else {
+#pragma omp simd
     for (int64_t i = 0; i < n; ++i) y[i] = ConvertElement<To>(x[i]);
   }
 }

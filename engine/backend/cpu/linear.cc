@@ -29,7 +29,7 @@ struct Sizes {
     batch = Coalesce<3>(dims);
     // Rows of several matrices that share one right side are rows of one matrix.
     LoopDim<3>& last = batch.back();
-    if (!transpose_a && last.size > 1 && last.stride[2] == 0 && last.stride[1] == m * k) {
+    if (!transpose_a && last.size > 1 && last.stride[2] == 0) {
       m *= last.size;
       last = {1, {0, 0, 0}};
     }

@@ -11,6 +11,7 @@
 #include <cstdint>
 #include <dnnl.hpp>
 #include <initializer_list>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -39,26 +40,43 @@ absl::Status GuardOneDnn(Body&& body) {
   }
 }
 
+// Which of oneDNN's implementations, by name ("jit:avx2", "x64:gemm:jit"), a caller would have.
+using Accept = bool (*)(std::string_view implementation);
+inline bool AnyImplementation(std::string_view) { return true; }
+
+// What make() gives, at the first implementation that is accepted, or the first one if none is.
+template <typename Make>
+auto FirstAccepted(Accept accept, const Make& make) {
+  for (auto desc = make(); true;) {
+    if (accept(desc.impl_info_str())) return desc;
+    if (!desc.next_impl()) return make();
+  }
+}
+
 // The descriptor of a primitive; `args` as oneDNN 3 takes them, without engine and attributes.
 template <typename Primitive, typename... Args>
-typename Primitive::primitive_desc Describe(const dnnl::primitive_attr& attr, const Args&... args) {
+typename Primitive::primitive_desc Describe(Accept accept, const dnnl::primitive_attr& attr,
+                                            const Args&... args) {
+  using Desc = typename Primitive::primitive_desc;
 #if DNNL_VERSION_MAJOR >= 3
-  return typename Primitive::primitive_desc(OneDnnEngine(), args..., attr);
+  return FirstAccepted(accept, [&] { return Desc(OneDnnEngine(), args..., attr); });
 #else
-  return
-      typename Primitive::primitive_desc(typename Primitive::desc(args...), attr, OneDnnEngine());
+  // It must live while implementations are gone through: the iterator points to it.
+  const typename Primitive::desc operation(args...);
+  return FirstAccepted(accept, [&] { return Desc(operation, attr, OneDnnEngine()); });
 #endif
 }
 
 // The same for a backward primitive, which also needs its forward primitive's descriptor.
 template <typename Primitive, typename Hint, typename... Args>
-typename Primitive::primitive_desc DescribeBackward(const dnnl::primitive_attr& attr,
+typename Primitive::primitive_desc DescribeBackward(Accept accept, const dnnl::primitive_attr& attr,
                                                     const Hint& hint, const Args&... args) {
+  using Desc = typename Primitive::primitive_desc;
 #if DNNL_VERSION_MAJOR >= 3
-  return typename Primitive::primitive_desc(OneDnnEngine(), args..., hint, attr);
+  return FirstAccepted(accept, [&] { return Desc(OneDnnEngine(), args..., hint, attr); });
 #else
-  return typename Primitive::primitive_desc(typename Primitive::desc(args...), attr, OneDnnEngine(),
-                                            hint);
+  const typename Primitive::desc operation(args...);
+  return FirstAccepted(accept, [&] { return Desc(operation, attr, OneDnnEngine(), hint); });
 #endif
 }
 

@@ -13,8 +13,7 @@ namespace tandem::cpu {
 namespace {
 
 absl::Status Unsupported(const KernelSpec& spec, std::string_view supported) {
-  return Unimplemented(spec.op->name, " on the CPU: ", DTypeName(spec.dtype()),
-                       ", supported: ", supported);
+  return Unimplemented(DTypeName(spec.dtype()), " on the CPU, supported: ", supported);
 }
 
 // x and y as planes: one spatial dimension W is (1, W).
@@ -25,8 +24,7 @@ absl::StatusOr<Pool2dParams> ReadPool(const KernelSpec& spec, const Shape& x_sha
   const ops::Window window = ops::AsPlane(read);
   const Shape x = ops::AsPlane(x_shape), y = ops::AsPlane(y_shape);
   if (x[2] * x[3] > std::numeric_limits<int32_t>::max()) {
-    return Unimplemented(spec.op->name, " on the CPU: x ", x_shape.ToString(),
-                         " has planes of 2^31 elements or more");
+    return Unimplemented("x ", x_shape.ToString(), " on the CPU: planes of 2^31 elements or more");
   }
   const ops::WindowDim &h = window[0], &w = window[1];
   return Pool2dParams{.planes = x[0] * x[1],

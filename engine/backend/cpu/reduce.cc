@@ -50,6 +50,24 @@ T Combine(T a, T b) {
   }
 }
 
+// In kLanes interleaved parts, which are then combined in order.
+template <Reduction r, typename T>
+T ReduceRow(const T* x, int64_t n) {
+  constexpr int64_t kLanes = 16;
+  T lanes[kLanes];
+  std::fill_n(lanes, kLanes, Initial<r, T>());
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+#pragma omp simd
+    for (int64_t lane = 0; lane < kLanes; ++lane)
+      lanes[lane] = Combine<r>(lanes[lane], x[i + lane]);
+  }
+  for (int64_t lane = 0; i < n; ++i, ++lane) lanes[lane] = Combine<r>(lanes[lane], x[i]);
+  T value = lanes[0];
+  for (int64_t lane = 1; lane < kLanes; ++lane) value = Combine<r>(value, lanes[lane]);
+  return value;
+}
+
 // x, an array of rows x cols -> out (rows)
 template <Reduction r, typename T>
 void ReduceRows(const T* x, T* out, int64_t rows, int64_t cols) {
@@ -57,9 +75,7 @@ void ReduceRows(const T* x, T* out, int64_t rows, int64_t cols) {
   if constexpr (std::is_same_v<T, float> && r == Reduction::kMax) return RowMax(x, out, rows, cols);
   ParallelFor(rows, kParallelGrain / cols + 1, [=](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      T value = Initial<r, T>();
-      for (int64_t j = 0; j < cols; ++j) value = Combine<r>(value, x[i * cols + j]);
-      out[i] = value;
+      out[i] = ReduceRow<r>(x + i * cols, cols);
     }
   });
 }
@@ -85,7 +101,9 @@ void ReduceColumns(const T* x, T* out, float* scratch, int64_t outer, int64_t ro
       T* to = out + position / blocks * cols + block;
       std::fill(to, to + width, Initial<r, T>());
       for (int64_t i = 0; i < rows; ++i) {
-        for (int64_t j = 0; j < width; ++j) to[j] = Combine<r>(to[j], from[i * cols + j]);
+        const T* row = from + i * cols;
+#pragma omp simd
+        for (int64_t j = 0; j < width; ++j) to[j] = Combine<r>(to[j], row[j]);
       }
     }
   });

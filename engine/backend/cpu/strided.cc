@@ -19,9 +19,19 @@ void CopyRun(T* out, int64_t out_stride, const T* in, int64_t in_stride, int64_t
   }
 }
 
-// out[i * so + j] = in[i + j * si]: rows of the output are columns of the input.
+// out[i * so + j] = in[i + j * si]: rows of the output are columns of the input. A whole tile goes
+// through a buffer: a power-of-two stride maps its rows to one cache set, so each line is touched
+// once only.
 template <typename T>
 void TransposeTile(T* out, int64_t so, const T* in, int64_t si, int64_t rows, int64_t cols) {
+  if (rows == kTile && cols == kTile) {
+    T tile[kTile][kTile];
+    for (int64_t j = 0; j < kTile; ++j) {
+      for (int64_t i = 0; i < kTile; ++i) tile[i][j] = in[i + j * si];
+    }
+    for (int64_t i = 0; i < kTile; ++i) std::memcpy(out + i * so, tile[i], sizeof(tile[i]));
+    return;
+  }
   for (int64_t i = 0; i < rows; ++i) {
     for (int64_t j = 0; j < cols; ++j) out[i * so + j] = in[i + j * si];
   }

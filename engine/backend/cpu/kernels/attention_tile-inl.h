@@ -31,8 +31,8 @@ HWY_INLINE V PowerOfTwo(D d, V x) {
   const hn::RebindToSigned<D> di;
   const V lowest = hn::Set(d, -127.0f);
   x = hn::IfThenElse(hn::Lt(x, lowest), lowest, x);
-  const V round =
-      hn::Set(d, 0x1.8p23f);  // its last bit is worth 1: the sum's low bits are round(x)
+  // The last bit of 1.5 * 2^23 is worth 1: the low bits of the sum are x rounded.
+  const V round = hn::Set(d, 0x1.8p23f);
   const V shifted = hn::Add(x, round);
   const V f = hn::Sub(x, hn::Sub(shifted, round));
   // 2^f on [-1/2, 1/2], relative error 3e-9 before rounding.

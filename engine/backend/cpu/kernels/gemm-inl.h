@@ -221,6 +221,7 @@ inline void PackFewRows(const GemmParams& g, const float* a, int64_t p, int64_t 
 // B (k, n): a few rows of B at a time stream by; the block of C's columns that they meet stays in
 // L1.
 constexpr int64_t kStreamWidth = kTileVectors * kLanes;
+static_assert(kStreamWidth <= kGemmDirectRest);
 constexpr int64_t kStreamColumns = 1024 / kStreamWidth * kStreamWidth;
 
 // R rows by `columns` columns, a multiple of kStreamWidth. ahead: how many of the rows of B after
@@ -241,6 +242,7 @@ HWY_NOINLINE void StreamRows(const float* a, const float* b, int64_t ldb, int64_
 // B (n, k): rows of B, turned in registers. R rows by kTurnWidth columns.
 constexpr int kTurnVectors = kLanes == kGemmMaxLanes ? 1 : 2;
 constexpr int64_t kTurnWidth = kTurnVectors * kLanes;
+static_assert(kTurnWidth <= kGemmDirectRest);
 
 template <int R>
 HWY_NOINLINE void TurnRows(const float* a, const float* b, const float* next, int64_t ldb,
@@ -298,7 +300,7 @@ inline void TurnProduct(const GemmParams& g, const Operands& x, int64_t begin, i
 
 inline void DirectProduct(const GemmParams& g, const Operands& x, int64_t begin, int64_t end,
                           float* packed_a) {
-  const int64_t most_depth = BlockSize(g.k, kGemmDirectDepth, 16);
+  const int64_t most_depth = DirectDepth(g);
   for (int64_t p = 0; p < g.k; p += most_depth) {
     const int64_t depth = std::min(most_depth, g.k - p);
     const float* bias = p + depth == g.k ? g.bias : nullptr;
@@ -318,7 +320,7 @@ inline void GemmPieceProduct(const GemmParams& g, int64_t index, const GemmPiece
   const Operands x = {g.a + index * g.a_batch_stride, g.b + index * g.b_batch_stride,
                       g.c + index * g.c_batch_stride};
   GemmPiece rest = piece;
-  if (g.m <= kGemmDirectRows) {
+  if (IsDirect(g)) {
     const int64_t width = g.transpose_b ? kTurnWidth : kStreamWidth;
     const int64_t direct = piece.columns / width * width;
     rest.column += direct;

@@ -68,7 +68,7 @@ Grid ChooseGrid(const GemmParams& g, int64_t threads) {
   Grid best;
   double best_cost = -1.0;
   for (int64_t rows = 1; rows <= parts; ++rows) {
-    if (parts % rows != 0 || (rows > 1 && g.m <= kGemmDirectRows)) continue;
+    if (parts % rows != 0 || (rows > 1 && IsDirect(g))) continue;
     const int64_t columns = parts / rows;
     const double m = static_cast<double>(CeilDiv(row_units, rows) * kRowUnit);
     const double n = static_cast<double>(CeilDiv(column_units, columns) * kColumnUnit);
@@ -98,14 +98,15 @@ struct PackedBytes {
 };
 
 PackedBytes ThreadScratch(const GemmParams& g) {
-  const int64_t depth = CeilDiv(std::min(g.k, kGemmDepth), 4) * 4;
-  const int64_t columns = CeilDiv(std::min(g.n, kGemmColumns), kGemmMaxLanes) * kGemmMaxLanes;
-  const int64_t rows = CeilDiv(std::min(g.m, kGemmRows), kRowUnit) * kRowUnit;
-  const int64_t packed_rows = rows * kGemmDepth;
-  const int64_t few_rows = rows * CeilDiv(std::min(g.k, kGemmDirectDepth), 16) * 16;
   constexpr auto kSize = static_cast<int64_t>(sizeof(float));
-  return {depth * columns * kSize,
-          (g.m <= kGemmDirectRows ? std::max(packed_rows, few_rows) : packed_rows) * kSize};
+  const bool direct = IsDirect(g);
+  const int64_t most_columns = direct ? kGemmDirectRest : kGemmColumns;
+  const int64_t columns = CeilDiv(std::min(g.n, most_columns), kGemmMaxLanes) * kGemmMaxLanes;
+  const int64_t depth = CeilDiv(std::min(g.k, kGemmDepth), 4) * 4;
+  const int64_t rows = CeilDiv(std::min(g.m, kGemmRows), kRowUnit) * kRowUnit;
+  int64_t a = rows * kGemmDepth;
+  if (direct) a = std::max(a, rows * DirectDepth(g));
+  return {depth * columns * kSize, a * kSize};
 }
 
 bool IsEmpty(const GemmParams& g) { return g.batch <= 0 || g.m <= 0 || g.n <= 0; }

@@ -115,7 +115,6 @@ void CrossEntropyBackwardRow(const float* x, size_t target, float lse, float g, 
                              size_t n) {
   const F32 d;
   const VecF32 shift = hn::Set(d, lse), scale = hn::Set(d, g);
-  const float one_hot = x[target];
   if (g == 0.0f) {
     std::fill(dx, dx + n, 0.0f);
     return;
@@ -124,8 +123,10 @@ void CrossEntropyBackwardRow(const float* x, size_t target, float lse, float g, 
     const VecF32 p = ExpBelow88(d, hn::Sub(Load(d, x + i, part), shift));
     Store(hn::Mul(p, scale), d, dx + i, part);
   });
-  // The target's again, with full precision of p - 1 where p is near 1.
-  dx[target] = static_cast<float>(g * std::expm1(static_cast<double>(one_hot) - lse));
+  // p - 1 of the target is minus the sum of the others: full precision where p is near 1, where
+  // the f32 rounding of lse alone would drown it.
+  dx[target] = 0;
+  dx[target] = -PlainSum(d, dx, n);
 }
 
 int64_t ArgMaxRow(const float* x, size_t n) {

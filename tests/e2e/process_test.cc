@@ -1,0 +1,325 @@
+// The built server and command line as processes, over the network: what a user does.
+#include <arpa/inet.h>
+#include <gtest/gtest.h>
+#include <netinet/in.h>
+#include <signal.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <chrono>
+#include <cmath>
+#include <cstring>
+#include <nlohmann/json.hpp>
+#include <sstream>
+#include <thread>
+
+#include "client/client.h"
+#include "engine/formats/npy.h"
+#include "engine/formats/onnx_tensor.h"
+#include "tests/engine/material.h"
+
+namespace tandem {
+namespace {
+
+std::string Binary(const std::string& path) {
+  const char* folder = std::getenv("TANDEM_BINARY_DIR");
+  return StrCat(folder != nullptr ? folder : "build/release", "/", path);
+}
+
+// A child process with its output in a file; killed with the object if it still runs.
+class Process {
+ public:
+  Process(std::vector<std::string> words, const std::string& output) {
+    pid_ = fork();
+    if (pid_ == 0) {
+      if (std::freopen(output.c_str(), "w", stdout) == nullptr) _exit(126);
+      dup2(1, 2);
+      std::vector<char*> arguments;
+      for (std::string& word : words) arguments.push_back(word.data());
+      arguments.push_back(nullptr);
+      execv(arguments[0], arguments.data());
+      _exit(127);
+    }
+  }
+  Process(const Process&) = delete;
+  Process& operator=(const Process&) = delete;
+  ~Process() {
+    if (pid_ > 0) {
+      kill(pid_, SIGKILL);
+      Wait();
+    }
+  }
+  void Signal(int number) const { kill(pid_, number); }
+  // Exit status, or 128 + the signal that ended it.
+  int Wait() {
+    int status = 0;
+    waitpid(pid_, &status, 0);
+    pid_ = -1;
+    return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+  }
+
+ private:
+  pid_t pid_ = -1;
+};
+
+class ProcessTest : public testing::Test {
+ protected:
+  void SetUp() override { StartServer(); }
+
+  void StartServer() {
+    log_ = folder_ / "server.log";
+    std::filesystem::create_directory(folder_ / "models");
+    server_ = std::make_unique<Process>(
+        std::vector<std::string>{Binary("server/tandem-server"), "--models", folder_ / "models",
+                                 "--listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0"},
+        log_);
+    for (int i = 0; i < 300 && address_.empty(); ++i) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(50));
+      address_ = Logged("listening on ");
+    }
+    metrics_ = Logged("metrics on http://");
+    ASSERT_FALSE(address_.empty()) << ReadFile(log_);
+    client_ = std::make_unique<Client>(address_);
+  }
+  // What the log says behind `text`, up to a space, a slash or the line's end.
+  std::string Logged(const std::string& text) const {
+    if (!std::filesystem::exists(log_)) return "";
+    const std::string log = ReadFile(log_);
+    const size_t at = log.find(text);
+    if (at == std::string::npos || log.find('\n', at) == std::string::npos) return "";
+    const size_t begin = at + text.size();
+    return log.substr(begin, log.find_first_of(" /\n", begin) - begin);
+  }
+
+  int Run(std::vector<std::string> words, std::string* output) {
+    words.insert(words.begin(), {Binary("client/tandem"), "--server", address_});
+    const std::string file = folder_ / "output.txt";
+    const int status = Process(std::move(words), file).Wait();
+    *output = ReadFile(file);
+    return status;
+  }
+
+  // The value of a sample of the metrics page; NaN if there is none.
+  double Metric(const std::string& sample) const {
+    const size_t colon = metrics_.find(':');
+    sockaddr_in to{};
+    to.sin_family = AF_INET;
+    to.sin_port = htons(static_cast<uint16_t>(std::stoi(metrics_.substr(colon + 1))));
+    inet_pton(AF_INET, metrics_.substr(0, colon).c_str(), &to.sin_addr);
+    const int fd = socket(AF_INET, SOCK_STREAM, 0);
+    if (connect(fd, reinterpret_cast<sockaddr*>(&to), sizeof(to)) != 0) return NAN;
+    const std::string request = "GET /metrics HTTP/1.0\r\nConnection: close\r\n\r\n";
+    std::string page;
+    char buffer[4096];
+    if (write(fd, request.data(), request.size()) > 0) {
+      for (ssize_t n; (n = read(fd, buffer, sizeof(buffer))) > 0;) page.append(buffer, n);
+    }
+    close(fd);
+    std::istringstream lines(page);
+    for (std::string line; std::getline(lines, line);) {
+      if (line.rfind(sample + " ", 0) == 0) return std::stod(line.substr(sample.size() + 1));
+    }
+    return NAN;
+  }
+
+  void CreateCharacters() {
+    v1::CreateModelRequest request;
+    request.set_model("chars");
+    request.set_seed(1);
+    v1::DecoderConfig& config = *request.mutable_decoder();
+    config.set_architecture(v1::DecoderConfig::ARCHITECTURE_LLAMA);
+    config.set_layers(4);
+    config.set_heads(4);
+    config.set_kv_heads(2);
+    config.set_hidden_size(64);
+    config.set_max_positions(4096);
+    config.set_characters("abcdefghijklmnopqrstuvwxyz .\n");
+    const auto response = client_->CreateModel(request);
+    ASSERT_TRUE(response.ok()) << response.status();
+  }
+
+  TemporaryFolder folder_;
+  std::string log_, address_, metrics_;
+  std::unique_ptr<Process> server_;
+  std::unique_ptr<Client> client_;
+};
+
+TEST_F(ProcessTest, TrainsAndSamplesFromTheCommandLine) {
+  std::string text;
+  for (int i = 0; i < 300; ++i) text += "the quick brown fox jumps over the lazy dog.\n";
+  WriteFile(folder_ / "text.txt", text);
+  std::string output;
+  ASSERT_EQ(Run({"models", "create", "fox", "--decoder", "gpt2", "--layers", "2", "--heads", "2",
+                 "--hidden", "64", "--positions", "64", "--characters-of", folder_ / "text.txt",
+                 "--seed", "3"},
+                &output),
+            0)
+      << output;
+  ASSERT_EQ(Run({"train", "fox", "--text", folder_ / "text.txt", "--steps", "150", "--lr", "3e-3"},
+                &output),
+            0)
+      << output;
+  ASSERT_EQ(Run({"generate", "fox", "--prompt", "the quick", "--max-tokens", "35", "--temperature",
+                 "0"},
+                &output),
+            0)
+      << output;
+  EXPECT_EQ(output, "the quick brown fox jumps over the lazy dog.\n") << "it has learnt its text";
+  ASSERT_EQ(Run({"--json", "score", "fox", "--text", "the quick"}, &output), 0) << output;
+  const auto score = nlohmann::json::parse(output);
+  EXPECT_EQ(score["sequences"][0]["tokens"].size(), 9u);
+  EXPECT_EQ(score["weights_version"], "151");
+  ASSERT_EQ(Run({"models", "save", "fox"}, &output), 0) << output;
+  ASSERT_EQ(Run({"models", "unload", "fox", "--force"}, &output), 0) << output;
+  EXPECT_EQ(Run({"generate", "fox", "--prompt", "the"}, &output), 1);
+  EXPECT_NE(output.find("NOT_FOUND"), std::string::npos) << output;
+  ASSERT_EQ(Run({"models", "load", "fox"}, &output), 0) << output;
+  ASSERT_EQ(Run({"generate", "fox", "--prompt", "the quick", "--max-tokens", "10",
+                 "--temperature", "0"},
+                &output),
+            0)
+      << output;
+  EXPECT_EQ(output, "the quick brown fox\n") << "saved and read again";
+}
+
+// A client that dies in the middle of a long generation, and one in the middle of training.
+TEST_F(ProcessTest, AKilledClientFreesItsWork) {
+  CreateCharacters();
+  const std::string running = "tandem_kv_cache_usage_ratio{model=\"chars\"}";
+  {
+    Process generate({Binary("client/tandem"), "--server", address_, "generate", "chars", "--prompt",
+                      "a", "--max-tokens", "4000"},
+                     folder_ / "generate.txt");
+    for (int i = 0; i < 200 && !(Metric(running) > 0); ++i) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    }
+    ASSERT_GT(Metric(running), 0);
+    generate.Signal(SIGKILL);
+    EXPECT_EQ(generate.Wait(), 128 + SIGKILL);
+  }
+  for (int i = 0; i < 200 && Metric(running) > 0; ++i) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));
+  }
+  EXPECT_EQ(Metric(running), 0);
+
+  WriteFile(folder_ / "text.txt", std::string(20000, 'a'));
+  {
+    Process train({Binary("client/tandem"), "--server", address_, "train", "chars", "--text",
+                   folder_ / "text.txt", "--steps", "100000", "--block", "256"},
+                  folder_ / "train.txt");
+    const std::string steps = "tandem_train_steps_total{model=\"chars\"}";
+    for (int i = 0; i < 500 && !(Metric(steps) > 2); ++i) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    }
+    ASSERT_GT(Metric(steps), 2);
+    train.Signal(SIGKILL);
+    train.Wait();
+    // The step that runs ends; after that, none.
+    double last = -1;
+    for (int i = 0; i < 100 && Metric(steps) != last; ++i) {
+      last = Metric(steps);
+      std::this_thread::sleep_for(std::chrono::milliseconds(500));
+    }
+    EXPECT_EQ(Metric(steps), last);
+  }
+  std::string output;
+  EXPECT_EQ(Run({"health"}, &output), 0) << output;
+}
+
+TEST_F(ProcessTest, TerminationIsGraceful) {
+  CreateCharacters();
+  std::string output;
+  EXPECT_EQ(Run({"health"}, &output), 0);
+  EXPECT_EQ(output, "serving\n");
+  server_->Signal(SIGTERM);
+  EXPECT_EQ(server_->Wait(), 0) << ReadFile(log_);
+  EXPECT_EQ(Run({"health"}, &output), 1);
+}
+
+class MaterialTest : public ProcessTest {
+ protected:
+  Tensor ReadProto(const std::string& path) {
+    onnx::TensorProto proto;
+    EXPECT_TRUE(proto.ParseFromString(ReadFile(path))) << path;
+    auto tensor = TensorFromProto(proto, path);
+    EXPECT_TRUE(tensor.ok()) << tensor.status();
+    return *std::move(tensor);
+  }
+};
+
+// ONNX Runtime's recorded outputs, through KServe.
+TEST_F(MaterialTest, RealModelsThroughKServe) {
+  TANDEM_NEED_MATERIAL("models/mnist-8");
+  for (const std::string name : {"mnist-8", "super_resolution"}) {
+    v1::CreateModelRequest create;
+    create.set_model(name);
+    create.set_onnx(ReadFile(MaterialPath("models/" + name + "/model.onnx")));
+    const auto created = client_->CreateModel(create);
+    ASSERT_TRUE(created.ok()) << created.status();
+    const std::string set = MaterialPath("models/" + name + "/test_data_set_0/");
+    const Tensor input = ReadProto(set + "input_0.pb"), expected = ReadProto(set + "output_0.pb");
+    inference::ModelInferRequest request;
+    request.set_model_name(name);
+    auto& in = *request.add_inputs();
+    in.set_name(created->model().inputs(0).name());
+    in.set_datatype("FP32");
+    for (int64_t d : input.shape()) in.add_shape(d);
+    request.add_raw_input_contents(input.raw(), input.bytes());
+    const auto response = client_->ModelInfer(request);
+    ASSERT_TRUE(response.ok()) << response.status();
+    ASSERT_EQ(response->raw_output_contents(0).size(), static_cast<size_t>(expected.bytes()));
+    std::vector<float> got(expected.num_elements());
+    std::memcpy(got.data(), response->raw_output_contents(0).data(), expected.bytes());
+    for (size_t i = 0; i < got.size(); ++i) {
+      const float want = expected.data<float>()[i];
+      ASSERT_NEAR(got[i], want, 1e-4 + 1e-3 * std::abs(want)) << name << " element " << i;
+    }
+    if (name == "mnist-8") continue;
+    // And from a file, as .npy.
+    std::string output;
+    EXPECT_EQ(Run({"infer", name, "--input", in.name() + "=" + set + "input_0.pb", "--output-dir",
+                   folder_ / "out"},
+                  &output),
+              0)
+        << output;
+    const auto npy = ReadNpy(ReadFile(folder_ / "out/" + created->model().outputs(0).name() + ".npy"));
+    ASSERT_TRUE(npy.ok()) << npy.status();
+    EXPECT_EQ(npy->shape(), expected.shape());
+  }
+}
+
+// A Hugging Face folder from the repository, text in and out.
+TEST_F(MaterialTest, StoriesThroughTheNetwork) {
+  TANDEM_NEED_MATERIAL("llama/stories260K/hf-f32");
+  std::filesystem::copy(MaterialPath("llama/stories260K/hf-f32"), folder_ / "models/stories",
+                        std::filesystem::copy_options::recursive);
+  std::string output;
+  ASSERT_EQ(Run({"models", "load", "stories"}, &output), 0) << output;
+  const auto reference = nlohmann::json::parse(
+      ReadFile(MaterialPath("llama/stories260K/reference/greedy_hf-f32.json")));
+  for (const auto& expected : reference["results"]) {
+    v1::GenerateRequest request;
+    request.set_model("stories");
+    request.set_text(expected["prompt"]);
+    request.set_temperature(0);
+    request.set_max_tokens(static_cast<int32_t>(expected["generated_ids"].size()));
+    std::vector<int32_t> tokens;
+    std::vector<float> logprobs;
+    const absl::Status status = client_->Generate(request, [&](const v1::GenerateResponse& r) {
+      if (r.has_token()) {
+        tokens.push_back(r.token());
+        logprobs.push_back(r.logprob());
+      }
+      return true;
+    });
+    ASSERT_TRUE(status.ok()) << status;
+    EXPECT_EQ(tokens, expected["generated_ids"].get<std::vector<int32_t>>());
+    for (size_t i = 0; i < logprobs.size(); ++i) {
+      EXPECT_NEAR(logprobs[i], expected["steps"][i]["logprob"].get<double>(), 1e-4);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace tandem
