@@ -72,7 +72,7 @@ CallAccount::CallAccount(const Method& method, grpc::CallbackServerContext* cont
 grpc::Status CallAccount::Finish(const absl::Status& status) {
   const double seconds = SecondsSinceStart();
   method_.metrics.Finished(status.code(), seconds);
-  const grpc::Status result = ToGrpc(status);
+  grpc::Status result = ToGrpc(status);
   if (!result.ok()) {
     const bool our_fault =
         absl::IsInternal(status) || absl::IsUnknown(status) || absl::IsDataLoss(status);

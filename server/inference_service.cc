@@ -25,6 +25,9 @@ using Reactor = grpc::ServerUnaryReactor;
 using ModelStream =
     OrderedStream<inference::ModelInferRequest, inference::ModelStreamInferResponse>;
 
+// A message ends at 2 GiB; some room for all but the tensors.
+constexpr int64_t kMaxOutputBytes = (int64_t{1} << 31) - (1 << 20);
+
 absl::Status CheckVersion(const ModelEntry& entry, const std::string& version) {
   if (version.empty() || version == entry.version) return absl::OkStatus();
   return NotFound("model '", entry.name, "' has no version '", version, "'; it has '",
@@ -42,6 +45,12 @@ absl::Status Infer(const ModelEntry& entry, const NamedTensors& inputs,
   TANDEM_ASSIGN_OR_RETURN(const std::vector<Tensor> outputs, model->Forward(pointers));
   const std::chrono::duration<double> taken = std::chrono::steady_clock::now() - begin;
   metrics.Computed(Metrics::Phase::kForward, taken.count());
+  int64_t bytes = 0;
+  for (int i : wanted) bytes += outputs[i].bytes();
+  if (bytes > kMaxOutputBytes) {
+    return ResourceExhausted("the outputs have ", bytes, " bytes, a message takes at most ",
+                             kMaxOutputBytes);
+  }
   for (int i : wanted) AddOutput(entry.source->outputs()[i].name, outputs[i], response);
   (*response->mutable_parameters())["weights_version"].set_int64_param(model->weights_version());
   return absl::OkStatus();

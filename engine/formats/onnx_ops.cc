@@ -9,7 +9,8 @@ const OnnxOp* FindOnnxOp(std::string_view name) {
     auto* map = new absl::flat_hash_map<std::string_view, const OnnxOp*>;
     for (const auto family :
          {OnnxMathOps(), OnnxActivationOps(), OnnxReduceOps(), OnnxShapeOps(), OnnxIndexOps(),
-          OnnxNnOps(), OnnxNormalizationOps(), OnnxControlOps(), OnnxResizeOps(), OnnxRecurrentOps(), OnnxLossOps(), OnnxAttentionOps()}) {
+          OnnxNnOps(), OnnxNormalizationOps(), OnnxControlOps(), OnnxResizeOps(), OnnxRecurrentOps(), OnnxLossOps(), OnnxAttentionOps(),
+          OnnxEinsumOps(), OnnxQuantizeOps(), OnnxStateOps()}) {
       for (const OnnxOp& op : family) map->emplace(op.name, &op);
     }
     return map;

@@ -47,5 +47,8 @@ std::span<const OnnxOp> OnnxResizeOps();
 std::span<const OnnxOp> OnnxRecurrentOps();
 std::span<const OnnxOp> OnnxLossOps();
 std::span<const OnnxOp> OnnxAttentionOps();
+std::span<const OnnxOp> OnnxEinsumOps();
+std::span<const OnnxOp> OnnxQuantizeOps();
+std::span<const OnnxOp> OnnxStateOps();
 
 }  // namespace tandem

@@ -252,14 +252,15 @@ Outputs TensorScatter(NodeContext& c) {
   const Value written =
       ops::And(b, ops::LessOrEqual(b, zero, entry),
                ops::Less(b, entry, b.Scalar(static_cast<double>(added), DType::kI64)));
-  // Entries as a one-hot product: (B, size) picks among (B, added).
-  Shape flat_update{cache[0], update.Count(1, axis), added,
-                    update.Count(axis + 1, update.rank())};
-  const Value rows = ops::Reshape(b, c.In(1), flat_update);
-  const Value picks = ops::Reshape(b, entry, {cache[0], 1, size, 1});
-  const Value columns = ops::Reshape(b, compose::Iota(b, added), {1, 1, 1, added});
-  const Value one_hot = ops::Cast(b, ops::Equal(b, picks, columns), b.dtype(rows));
-  const Value placed = ops::Reshape(b, ops::MatMul(b, one_hot, rows), cache);
+  // Each position reads its entry (or, where it has none, any) of the update as rows.
+  const int64_t before = update.Count(1, axis), after = update.Count(axis + 1, update.rank());
+  const Value last = b.Scalar(static_cast<double>(added - 1), DType::kI64);
+  const Value source = ops::Reshape(b, ops::Min(b, ops::Max(b, entry, zero), last),
+                                    {cache[0], 1, size});
+  const Value row = ops::Reshape(b, compose::Iota(b, cache[0] * before), {cache[0], before, 1});
+  const Value places = ops::Add(b, compose::Scale(b, row, static_cast<double>(added)), source);
+  const Value rows = ops::Reshape(b, c.In(1), {cache[0] * before * added, after});
+  const Value placed = ops::Reshape(b, ops::Gather(b, rows, places, 0), cache);
   return One(ops::Where(b, written, placed, c.In(0)));
 }
 

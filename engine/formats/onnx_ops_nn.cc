@@ -40,10 +40,17 @@ absl::Status CheckWeight(NodeContext& c) {
                          ": expected equal ranks of 3 or more");
 }
 
+// For what has no form over three dimensions.
+absl::Status CheckPlanar(const OnnxWindow& window) {
+  if (window.spatial() <= 2) return absl::OkStatus();
+  return Unimplemented("over ", window.spatial(), " spatial dimensions it is not supported");
+}
+
 Outputs Conv(NodeContext& c) {
   TANDEM_RETURN_IF_ERROR(CheckWeight(c));
   TANDEM_ASSIGN_OR_RETURN(const OnnxWindow window, ReadWindow(c, SpatialDims(c.shape(1))));
-  return One(ops::Conv(c.b, c.In(0), c.In(1), c.In(2), OptionsOf(window, c.Int("group", 1))));
+  return One(
+      ConvSpatial(c.b, c.In(0), c.In(1), c.In(2), OptionsOf(window, c.Int("group", 1))));
 }
 
 // Where a transposed convolution's whole output is cut (or, where negative, extended by zeros).
@@ -94,6 +101,7 @@ Outputs ConvTranspose(NodeContext& c) {
   TANDEM_RETURN_IF_ERROR(CheckWeight(c));
   const Shape x = c.shape(0), weight = c.shape(1);
   TANDEM_ASSIGN_OR_RETURN(OnnxWindow window, ReadUnpaddedWindow(c, SpatialDims(weight)));
+  TANDEM_RETURN_IF_ERROR(CheckPlanar(window));
   const int64_t groups = c.Int("group", 1);
   if (groups < 1 || groups > x[1]) return InvalidArgument("attribute group=", groups);
   const int spatial = window.spatial();
@@ -150,8 +158,10 @@ Outputs MaxPool(NodeContext& c) {
   TANDEM_ASSIGN_OR_RETURN(const OnnxWindow window, ReadWindow(c, {}));
   const int64_t column_major = c.Int("storage_order", 0);
   const Shape x = c.shape(0);
-  const std::vector<Value> pooled = ops::MaxPool(c.b, c.In(0), PoolOptionsOf(c, window));
-  if (!c.WantsOutput(1)) return One(pooled[0]);
+  const ops::PoolOptions options = PoolOptionsOf(c, window);
+  if (!c.WantsOutput(1)) return One(MaxPoolSpatial(c.b, c.In(0), options));
+  TANDEM_RETURN_IF_ERROR(CheckPlanar(window));
+  const std::vector<Value> pooled = ops::MaxPool(c.b, c.In(0), options);
   // ONNX counts places in the whole tensor; in column-major order within a plane if so asked.
   Value indices = pooled[1];
   if (column_major != 0 && x.rank() == 4) {
@@ -167,6 +177,7 @@ Outputs MaxPool(NodeContext& c) {
 // Adds x's elements at the places that MaxPool gave; places outside the output are moved inside.
 Outputs MaxUnpool(NodeContext& c) {
   TANDEM_ASSIGN_OR_RETURN(const OnnxWindow window, ReadWindow(c, {}));
+  TANDEM_RETURN_IF_ERROR(CheckPlanar(window));
   const Shape x = c.shape(0);
   Shape shape{x[0], x[1]};
   for (int i = 0; i < window.spatial(); ++i) {
@@ -196,7 +207,7 @@ Outputs AveragePool(NodeContext& c) {
   TANDEM_ASSIGN_OR_RETURN(const OnnxWindow window, ReadWindow(c, {}));
   ops::PoolOptions options = PoolOptionsOf(c, window);
   options.count_include_pad = c.Int("count_include_pad", 0) != 0;
-  return One(ops::AveragePool(c.b, c.In(0), options));
+  return One(AveragePoolSpatial(c.b, c.In(0), options));
 }
 
 // |x|^p and its inverse.
@@ -222,7 +233,7 @@ Outputs LpPool(NodeContext& c) {
   options.count_include_pad = true;
   double count = 1;
   for (const int64_t size : window.kernel) count *= static_cast<double>(size);
-  const Value mean = ops::AveragePool(c.b, Power(c.b, c.In(0), p), options);
+  const Value mean = AveragePoolSpatial(c.b, Power(c.b, c.In(0), p), options);
   return One(Root(c.b, compose::Scale(c.b, mean, count), p));
 }
 

@@ -33,7 +33,7 @@ absl::StatusOr<OnnxWindow> ReadUnpaddedWindow(NodeContext& c, std::vector<int64_
   if (spatial < 1) {
     return InvalidArgument("input is ", x.ToString(), ", expected N, C and spatial dimensions");
   }
-  if (spatial > 2) {
+  if (spatial > kMaxSpatial) {
     return Unimplemented("windows over ", spatial, " spatial dimensions are not supported");
   }
   OnnxWindow window;

@@ -1,6 +1,8 @@
 #include "engine/nn/initialize.h"
 
 #include <algorithm>
+#include <array>
+#include <bit>
 #include <cmath>
 #include <numbers>
 #include <tuple>
@@ -10,31 +12,51 @@
 namespace tandem {
 namespace {
 
-// ln(u), u > 0: u = m 2^e with m near 1, and ln m = 2 atanh((m - 1) / (m + 1)) by its series.
+// sum of c[i] z^i
+template <size_t n>
+double Polynomial(const std::array<double, n>& c, double z) {
+  double sum = c[n - 1];
+  for (size_t i = n - 1; i-- > 0;) sum = sum * z + c[i];
+  return sum;
+}
+
+// ln(u) for a normal u > 0: u = m 2^e with m near 1, and ln m = 2 atanh((m - 1) / (m + 1)) by its
+// series.
 double Log(double u) {
-  int e = 0;
-  double m = std::frexp(u, &e);  // exact
+  static constexpr auto kSeries = [] {
+    std::array<double, 12> c{};
+    for (size_t i = 0; i < c.size(); ++i) c[i] = 1.0 / static_cast<double>(2 * i + 1);
+    return c;
+  }();
+  const uint64_t bits = std::bit_cast<uint64_t>(u);
+  int e = static_cast<int>(bits >> 52) - 1022;
+  double m = std::bit_cast<double>((bits & ((uint64_t{1} << 52) - 1)) | uint64_t{1022} << 52);
   if (m < 0.70710678118654752) {
     m *= 2;
     --e;
   }
   const double s = (m - 1) / (m + 1);  // |s| < 0.172
-  const double z = s * s;
-  double sum = 0;
-  for (int k = 23; k >= 1; k -= 2) sum = sum * z + 1.0 / k;
-  return 2 * s * sum + e * std::numbers::ln2;
+  return 2 * s * Polynomial(kSeries, s * s) + e * std::numbers::ln2;
 }
 
-// Cosine and sine of `turn` full turns, turn in [0, 1): Taylor's series within an eighth of a turn
-// of the nearest quarter.
+// Taylor's coefficients in x^2 of cos x (`first` = 0) or sin x / x (`first` = 1).
+constexpr std::array<double, 10> Taylor(int first) {
+  std::array<double, 10> c{};
+  double factorial = 1;
+  for (int i = 0; i < 10; ++i) {
+    if (i > 0) factorial *= -(2.0 * i + first) * (2.0 * i + first - 1);
+    c[i] = 1 / factorial;
+  }
+  return c;
+}
+
+// Cosine and sine of `turn` full turns, turn in [0, 1), from the nearest quarter.
 std::pair<double, double> CosSin(double turn) {
+  static constexpr std::array<double, 10> kCosine = Taylor(0), kSine = Taylor(1);
   const int quarter = static_cast<int>(4 * turn + 0.5);
   const double x = (turn - 0.25 * quarter) * (2 * std::numbers::pi);
-  const double z = x * x;
-  double cosine = 1, sine = 1;
-  for (int k = 18; k >= 2; k -= 2) cosine = 1 - cosine * z / (k * (k - 1));
-  for (int k = 19; k >= 3; k -= 2) sine = 1 - sine * z / (k * (k - 1));
-  sine *= x;
+  const double cosine = Polynomial(kCosine, x * x);
+  const double sine = x * Polynomial(kSine, x * x);
   switch (quarter & 3) {
     case 0:
       return {cosine, sine};

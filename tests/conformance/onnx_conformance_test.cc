@@ -108,6 +108,15 @@ absl::Status Compare(const Tensor& actual, const Tensor& expected, Tolerance tol
   return absl::OkStatus();
 }
 
+// Some recorded scalars are lists of one.
+void AdaptScalars(const std::vector<IoSpec>& specs, std::vector<Tensor>& inputs) {
+  for (size_t i = 0; i < inputs.size() && i < specs.size(); ++i) {
+    if (specs[i].dims.empty() && inputs[i].shape() == Shape{1}) {
+      inputs[i] = std::move(inputs[i]).Reshaped({});
+    }
+  }
+}
+
 // All data sets of one case; the first that is not right.
 absl::Status RunCase(const std::string& folder, Tolerance tolerance) {
   TANDEM_ASSIGN_OR_RETURN(const LoadedOnnx model, LoadOnnx(ReadFile(folder + "/model.onnx")));
@@ -115,8 +124,9 @@ absl::Status RunCase(const std::string& folder, Tolerance tolerance) {
   for (;; ++sets) {
     const std::string data = folder + "/test_data_set_" + std::to_string(sets);
     if (!std::filesystem::exists(data)) break;
-    TANDEM_ASSIGN_OR_RETURN(const std::vector<Tensor> inputs,
+    TANDEM_ASSIGN_OR_RETURN(std::vector<Tensor> inputs,
                             ReadTensors(data, "input", model.source->inputs().size()));
+    AdaptScalars(model.source->inputs(), inputs);
     TANDEM_ASSIGN_OR_RETURN(const std::vector<Tensor> expected,
                             ReadTensors(data, "output", model.source->outputs().size()));
     if (expected.empty()) return Internal("no recorded outputs in ", data);

@@ -457,6 +457,8 @@ TEST(Conv, HostileSizesEndInAnError) {
   const auto plain = [](int64_t pad) { return Options({1, 1}, {pad, pad}, {pad, pad}, {1, 1}); };
   const ConvCase cases[] = {
       {"kernel", {1, 1, 4096, 4096}, {1, 1, 2000, 2000}, plain(0)},
+      {"kernel_at_limit", {1, 1, 512, 512}, {1, 1, 256, 256}, plain(0)},
+      {"line_at_limit", {1, 4, 1 << 20}, {4, 4, 4096}, Options({1}, {0}, {0}, {1})},
       {"plane", {1, 1, 1 << 15, 1 << 15}, {1, 1, 1, 1}, plain(0)},
       {"padded", {1, 1, 1, 1}, {1, 1, 1, 1}, plain(1 << 14)},
       {"channels", {1, 1 << 24, 4, 4}, {1, 1 << 24, 1, 1}, plain(0)},

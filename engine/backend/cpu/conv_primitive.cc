@@ -36,7 +36,13 @@ struct WindowDims {
   }
 };
 
-bool IsDirect(std::string_view implementation) { return implementation.starts_with("jit"); }
+bool IsDirect(std::string_view implementation) {
+  return implementation.starts_with("jit:") || implementation.starts_with("jit_1x1:") ||
+         implementation.starts_with("jit_dw:");
+}
+bool IsMatrixProduct(std::string_view implementation) {
+  return implementation.find("gemm") != std::string_view::npos;
+}
 
 template <typename Desc>
 ConvPrimitive FromDesc(const Desc& desc, const dnnl::primitive& primitive, const memory::desc& x,
@@ -71,6 +77,12 @@ absl::StatusOr<ConvProblem> ReadConvProblem(const KernelSpec& spec, ConvDirectio
                 .window = ops::AsPlane(window),
                 .groups = spec.attributes->Int("groups"),
                 .bias = direction == ConvDirection::kForward && spec.has(2)};
+  // oneDNN generates code for every column of the kernel, and buffers for every row.
+  constexpr int64_t kMaxKernel = 4096, kMaxTaps = int64_t{1} << 16;
+  if (std::max(p.weight[2], p.weight[3]) > kMaxKernel || p.weight.Count(2, 4) > kMaxTaps) {
+    return Unimplemented("weight ", weight.ToString(), " on the CPU: a kernel of more than ",
+                         kMaxKernel, " in a dimension or ", kMaxTaps, " in all");
+  }
   constexpr int64_t kMaxElements = int64_t{1} << 28;
   const int64_t outputs = p.groups * Padded(p.weight[0] / p.groups);
   if (p.x[0] > 0 && (Padded(p.x[1]) * p.x.Count(2, 4) > kMaxElements ||
@@ -103,14 +115,17 @@ ConvPrimitive MakeConvPrimitive(const ConvProblem& p, int64_t images, int64_t ou
   const memory::desc weight = F32(weight_dims, Tag::any);
   const memory::desc bias = F32({outputs}, Tag::x);
   const WindowDims w(p);
+  const Accept accept = PreferPlain(p)                              ? IsMatrixProduct
+                        : p.direction == ConvDirection::kWeightGrad ? AnyImplementation
+                                                                    : IsDirect;
   const dnnl::primitive_attr attr = UserScratchpad();
 
   using Forward = dnnl::convolution_forward;
   const auto prop = p.direction == ConvDirection::kForward ? dnnl::prop_kind::forward_inference
                                                            : dnnl::prop_kind::forward_training;
-  const auto forward = p.bias ? Describe<Forward>(IsDirect, attr, prop, kAlgorithm, x, weight, bias,
+  const auto forward = p.bias ? Describe<Forward>(accept, attr, prop, kAlgorithm, x, weight, bias,
                                                   y, w.strides, w.dilations, w.begin, w.end)
-                              : Describe<Forward>(IsDirect, attr, prop, kAlgorithm, x, weight, y,
+                              : Describe<Forward>(accept, attr, prop, kAlgorithm, x, weight, y,
                                                   w.strides, w.dilations, w.begin, w.end);
   ConvPrimitive made;
   if (p.direction == ConvDirection::kForward) {
@@ -118,15 +133,14 @@ ConvPrimitive MakeConvPrimitive(const ConvProblem& p, int64_t images, int64_t ou
                     forward.dst_desc());
   } else if (p.direction == ConvDirection::kInputGrad) {
     using Backward = dnnl::convolution_backward_data;
-    const auto desc = DescribeBackward<Backward>(PreferPlain(p) ? AnyImplementation : IsDirect,
-                                                 attr, forward, kAlgorithm, x, weight, y, w.strides,
-                                                 w.dilations, w.begin, w.end);
+    const auto desc = DescribeBackward<Backward>(accept, attr, forward, kAlgorithm, x, weight, y,
+                                                 w.strides, w.dilations, w.begin, w.end);
     made = FromDesc(desc, Backward(desc), desc.diff_src_desc(), desc.weights_desc(),
                     desc.diff_dst_desc());
   } else {
     using Backward = dnnl::convolution_backward_weights;
-    const auto desc = DescribeBackward<Backward>(AnyImplementation, attr, forward, kAlgorithm, x,
-                                                 weight, y, w.strides, w.dilations, w.begin, w.end);
+    const auto desc = DescribeBackward<Backward>(accept, attr, forward, kAlgorithm, x, weight, y,
+                                                 w.strides, w.dilations, w.begin, w.end);
     made = FromDesc(desc, Backward(desc), desc.src_desc(), desc.diff_weights_desc(),
                     desc.diff_dst_desc());
   }

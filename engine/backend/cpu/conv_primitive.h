@@ -26,8 +26,9 @@ struct ConvProblem {
   int64_t y_image() const { return y.Count(1, 4); }
 };
 
-// The problem of a node with these shapes. Errors: another dtype than f32; tensors so large that
-// oneDNN's 32-bit offsets within an image could overflow.
+// The problem of a node with these shapes. Errors: another dtype than f32; kernels so large
+// that oneDNN's generated code would explode, tensors so large that its 32-bit offsets could
+// overflow.
 absl::StatusOr<ConvProblem> ReadConvProblem(const KernelSpec& spec, ConvDirection direction,
                                             const Shape& x, const Shape& weight, const Shape& y);
 
