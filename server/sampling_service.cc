@@ -37,6 +37,9 @@ constexpr int64_t kMaxBytesPerToken = 1024;
 // Sequences are scored in pieces of about as many tokens, which bounds the logits' memory; the
 // kernels are batch-invariant, so the pieces do not show.
 constexpr size_t kScoreTokens = 2048;
+// What one request may score: it has the compute thread to itself, as its answer is of one version
+// of the weights.
+constexpr int64_t kMaxScoreTokens = int64_t{1} << 18;
 
 absl::StatusOr<const SequenceModelInfo*> LanguageModelOf(const ModelEntry& entry) {
   if (const SequenceModelInfo* info = entry.source->sequence()) return info;
@@ -48,22 +51,24 @@ absl::StatusOr<const Tokenizer*> TokenizerOf(const ModelEntry& entry) {
   return FailedPrecondition("model '", entry.name, "' has no tokenizer: give token ids");
 }
 
+// The tokens of a text that is to be one sequence of the model.
+// `prompt`: begin as the tokenizer's configuration says that texts begin.
 absl::StatusOr<std::vector<int32_t>> Encode(const ModelEntry& entry, const std::string& text,
-                                            std::optional<bool> add_bos = std::nullopt) {
+                                            bool prompt) {
   TANDEM_ASSIGN_OR_RETURN(const SequenceModelInfo* info, LanguageModelOf(entry));
   TANDEM_ASSIGN_OR_RETURN(const Tokenizer* tokenizer, TokenizerOf(entry));
   if (static_cast<int64_t>(text.size()) / kMaxBytesPerToken > info->max_positions) {
     return InvalidArgument("the text has ", text.size(), " bytes, which cannot fit into ",
                            info->max_positions, " positions");
   }
-  return tokenizer->Encode(text, add_bos.value_or(tokenizer->adds_bos()));
+  return tokenizer->Encode(text, prompt && tokenizer->adds_bos());
 }
 
 absl::StatusOr<std::vector<int32_t>> PromptOf(const ModelEntry& entry,
                                               const v1::GenerateRequest& request) {
   switch (request.prompt_case()) {
     case v1::GenerateRequest::kText:
-      return Encode(entry, request.text());
+      return Encode(entry, request.text(), /*prompt=*/true);
     case v1::GenerateRequest::kTokens:
       return std::vector<int32_t>(request.tokens().ids().begin(), request.tokens().ids().end());
     case v1::GenerateRequest::PROMPT_NOT_SET:
@@ -339,12 +344,16 @@ class SamplingService final : public v1::SamplingService::CallbackService {
 
   Reactor* Tokenize(Context* context, const v1::TokenizeRequest* request,
                     v1::TokenizeResponse* response) override {
-    return AnswerNow(tokenize_, context, [=, this]() -> absl::Status {
+    // A whole corpus, not one sequence: no limit but the message's, and not on gRPC's thread.
+    return StartCall(tokenize_, context, Place::kLoader, [=, this]() -> absl::StatusOr<Work> {
       TANDEM_ASSIGN_OR_RETURN(const auto entry, deps_.models.Find(request->model()));
-      TANDEM_ASSIGN_OR_RETURN(const std::vector<int32_t> ids,
-                              Encode(*entry, request->text(), request->add_bos()));
-      response->mutable_tokens()->Add(ids.begin(), ids.end());
-      return absl::OkStatus();
+      TANDEM_RETURN_IF_ERROR(TokenizerOf(*entry).status());
+      return Work([=]() -> absl::Status {
+        TANDEM_ASSIGN_OR_RETURN(const std::vector<int32_t> ids,
+                                entry->tokenizer->Encode(request->text(), request->add_bos()));
+        response->mutable_tokens()->Add(ids.begin(), ids.end());
+        return absl::OkStatus();
+      });
     });
   }
 
@@ -374,13 +383,19 @@ class SamplingService final : public v1::SamplingService::CallbackService {
       sequences.emplace_back(tokens.ids().begin(), tokens.ids().end());
     }
     for (const std::string& text : request.texts()) {
-      TANDEM_ASSIGN_OR_RETURN(sequences.emplace_back(), Encode(entry, text));
+      TANDEM_ASSIGN_OR_RETURN(sequences.emplace_back(), Encode(entry, text, /*prompt=*/true));
     }
+    int64_t total = 0;
     for (size_t i = 0; i < sequences.size(); ++i) {
       const auto length = static_cast<int64_t>(sequences[i].size());
       if (length == 0 || length > info->max_positions) {
         return InvalidArgument("sequence ", i, " has ", length, " tokens, expected 1 to ",
                                info->max_positions);
+      }
+      total += length;
+      if (total > kMaxScoreTokens) {
+        return InvalidArgument("one request may score ", kMaxScoreTokens,
+                               " tokens, this one has more");
       }
       for (int32_t token : sequences[i]) {
         if (token < 0 || token >= info->vocab_size) {

@@ -10,7 +10,7 @@ const OnnxOp* FindOnnxOp(std::string_view name) {
     for (const auto family :
          {OnnxMathOps(), OnnxActivationOps(), OnnxReduceOps(), OnnxShapeOps(), OnnxIndexOps(),
           OnnxNnOps(), OnnxNormalizationOps(), OnnxControlOps(), OnnxResizeOps(), OnnxRecurrentOps(), OnnxLossOps(), OnnxAttentionOps(),
-          OnnxEinsumOps(), OnnxQuantizeOps(), OnnxStateOps()}) {
+          OnnxEinsumOps(), OnnxQuantizeOps(), OnnxStateOps(), OnnxGridOps()}) {
       for (const OnnxOp& op : family) map->emplace(op.name, &op);
     }
     return map;

@@ -50,5 +50,6 @@ std::span<const OnnxOp> OnnxAttentionOps();
 std::span<const OnnxOp> OnnxEinsumOps();
 std::span<const OnnxOp> OnnxQuantizeOps();
 std::span<const OnnxOp> OnnxStateOps();
+std::span<const OnnxOp> OnnxGridOps();
 
 }  // namespace tandem

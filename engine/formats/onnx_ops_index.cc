@@ -232,6 +232,26 @@ Outputs Compress(NodeContext& c) {
   return One(ops::Gather(c.b, x, indices, axis));
 }
 
+// The places of a tensor's non-zero elements, (rank, count), where its values are known.
+Outputs NonZero(NodeContext& c) {
+  TANDEM_ASSIGN_OR_RETURN(const Tensor* x, c.ConstantInput(0, "X"));
+  const int rank = std::max(1, x->shape().rank());
+  std::vector<int64_t> places;
+  for (int64_t i = 0; i < x->num_elements(); ++i) {
+    if (ElementAsDouble(*x, i) != 0) places.push_back(i);
+  }
+  const auto count = static_cast<int64_t>(places.size());
+  Tensor indices(DType::kI64, {rank, count});
+  const auto strides = x->shape().Strides();
+  for (int64_t k = 0; k < count; ++k) {
+    for (int i = 0; i < rank; ++i) {
+      indices.data<int64_t>()[i * count + k] =
+          x->shape().rank() == 0 ? 0 : places[k] / strides[i] % x->shape()[i];
+    }
+  }
+  return One(c.b.Constant(std::move(indices)));
+}
+
 // The k largest (or smallest) along an axis in order, by taking the extreme k times.
 Outputs TopK(NodeContext& c) {
   constexpr int64_t kMost = 256;
@@ -326,6 +346,7 @@ constexpr OnnxOp kOps[] = {
     Op("Gather", Gather, 2, 2),
     Op("GatherElements", GatherElements, 2, 2),
     Op("GatherND", GatherNd, 2, 2),
+    Op("NonZero", NonZero, 1, 1, InputSet(0)),
     {.name = "OneHot",
      .convert = OneHot,
      .min_inputs = 3,

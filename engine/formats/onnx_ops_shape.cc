@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <numbers>
 #include <numeric>
 #include <optional>
 #include <utility>
@@ -590,6 +591,28 @@ Outputs EyeLike(NodeContext& c) {
   return One(ops::Cast(c.b, ops::Equal(c.b, diagonal, k), ComputeDType(dtype)));
 }
 
+// a0 - a1 cos(2 pi i / n) + a2 cos(4 pi i / n), n the size, or for a symmetric window the size - 1.
+template <int kA0, int kA1, int kA2>  // in millionths
+Outputs Window(NodeContext& c) {
+  TANDEM_ASSIGN_OR_RETURN(const std::vector<int64_t> size, c.ConstantInts(0, "size"));
+  if (size.size() != 1 || size[0] < 1 || size[0] > kMaxTable) {
+    return InvalidArgument("size is no number from 1 to ", kMaxTable);
+  }
+  const int64_t type = c.Int("output_datatype", onnx::TensorProto::FLOAT);
+  if (type < 0 || type > 1000) return InvalidArgument("attribute output_datatype=", type);
+  TANDEM_ASSIGN_OR_RETURN(
+      const DType dtype, DTypeFromOnnx(static_cast<int32_t>(type), "attribute 'output_datatype'"));
+  const bool periodic = c.Int("periodic", 1) != 0;
+  const double n = std::max<double>(1, static_cast<double>(periodic ? size[0] : size[0] - 1));
+  Tensor window(DType::kF64, {size[0]});
+  for (int64_t i = 0; i < size[0]; ++i) {
+    const double angle = 2 * std::numbers::pi * static_cast<double>(i) / n;
+    window.data<double>()[i] =
+        (kA0 - kA1 * std::cos(angle) + kA2 * std::cos(2 * angle)) / 1'000'000.0;
+  }
+  return One(c.b.Constant(CastTensor(window, ComputeDType(dtype))));
+}
+
 constexpr OnnxOp Op(std::string_view name, Outputs (*convert)(NodeContext&), int min_inputs = 1,
                     int max_inputs = 1, uint32_t shape_inputs = 0) {
   return {.name = name,
@@ -600,6 +623,7 @@ constexpr OnnxOp Op(std::string_view name, Outputs (*convert)(NodeContext&), int
 }
 
 constexpr OnnxOp kOps[] = {
+    Op("BlackmanWindow", Window<420'000, 500'000, 80'000>, 1, 1, InputSet(0)),
     Op("CenterCropPad", CenterCropPad, 2, 2, InputSet(1)),
     Op("Concat", Concat, 1, kAnyCount),
     Op("Constant", Constant, 0, 0),
@@ -608,6 +632,8 @@ constexpr OnnxOp kOps[] = {
     Op("Expand", Expand, 2, 2, InputSet(1)),
     {.name = "EyeLike", .convert = EyeLike, .fixed_inputs = InputSet(0)},
     Op("Flatten", Flatten),
+    Op("HammingWindow", Window<543'478, 456'522, 0>, 1, 1, InputSet(0)),
+    Op("HannWindow", Window<500'000, 500'000, 0>, 1, 1, InputSet(0)),
     Op("Pad", Pad, 1, 4, InputSet(1, 2, 3)),
     Op("Range", Range, 3, 3, InputSet(0, 1, 2)),
     Op("Reshape", Reshape, 1, 2, InputSet(1)),

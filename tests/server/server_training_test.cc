@@ -4,6 +4,7 @@
 #include <cstring>
 #include <thread>
 
+#include "tests/server/http_get.h"
 #include "tests/server/test_server.h"
 
 namespace tandem::server {
@@ -458,6 +459,42 @@ TEST_F(ServerTrainingTest, ASavedLanguageModelLoadsWithItsTokenizer) {
   ASSERT_OK(Generate(request, &after));
   EXPECT_EQ(after[0].text, before[0].text);
   EXPECT_EQ(after[0].logprobs, before[0].logprobs);
+}
+
+TEST_F(ServerTrainingTest, MetricsFollowTrainingAndSampling) {
+  ServerOptions options = Options();
+  options.metrics_listen = "127.0.0.1:0";
+  Start(options);
+  CreateCharacterModel("chars", kText);
+  ASSERT_OK(StartTraining("chars", v1::LOSS_CROSS_ENTROPY, 0.125));
+  v1::TrainStepResponse step;
+  ASSERT_OK(Call(*training_, &Training::TrainStep, TextStep("chars"), &step));
+  v1::GenerateRequest request;
+  request.set_model("chars");
+  request.set_text("the");
+  request.set_max_tokens(4);
+  request.set_n(2);
+  std::map<int, Sample> samples;
+  ASSERT_OK(Generate(request, &samples));
+  const std::string text = HttpGet(server_->metrics_port(), "/metrics");
+  for (const char* line :
+       {"tandem_train_steps_total{model=\"chars\"} 1\n",
+        "tandem_train_tokens_total{model=\"chars\"} 88\n",
+        "tandem_learning_rate{model=\"chars\"} 0.125\n",
+        "tandem_weights_version{model=\"chars\"} 2\n",
+        "tandem_train_step_duration_seconds_count{model=\"chars\"} 1\n",
+        "tandem_prompt_tokens_total{model=\"chars\"} 3\n",
+        "tandem_generation_tokens_total{model=\"chars\"} 8\n",
+        "tandem_time_to_first_token_seconds_count{model=\"chars\"} 1\n",
+        "tandem_inter_token_latency_seconds_count{model=\"chars\"} 6\n",
+        "tandem_generations_finished_total{model=\"chars\",reason=\"length\"} 2\n",
+        "tandem_requests_total{code=\"OK\",method=\"Generate\"} 1\n",
+        "tandem_requests_in_flight{method=\"Generate\"} 0\n"}) {
+    EXPECT_THAT(text, HasSubstr(line));
+  }
+  EXPECT_THAT(text, HasSubstr("tandem_train_loss{model=\"chars\"} "));
+  EXPECT_THAT(text, HasSubstr("tandem_grad_norm{model=\"chars\"} "));
+  EXPECT_THAT(text, HasSubstr("tandem_kv_cache_usage_ratio{model=\"chars\"} "));
 }
 
 TEST_F(ServerTrainingTest, TokenizeThereAndBack) {
