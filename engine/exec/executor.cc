@@ -43,8 +43,8 @@ absl::Status Executor::Submit(Lane lane, std::function<void()> task) {
       return ResourceExhausted("the ", LaneName(lane), " queue is full: ", queue_limit_,
                                " requests are waiting; try again later");
     }
-    // A lane that was idle starts level with the other one: idleness earns no credit. One whose task
-    // runs right now and submits the next was not idle.
+    // A lane that was idle starts level with the other one: idleness earns no credit. One whose
+    // task runs right now and submits the next was not idle.
     if (state.tasks.empty() && running_ != static_cast<int>(lane)) {
       state.virtual_time = std::max(state.virtual_time, other.virtual_time);
     }
@@ -85,9 +85,8 @@ void Executor::Loop(int threads) {
   if (threads > 0) SetThreadCount(threads);
   std::unique_lock<std::mutex> lock(mutex_);
   while (true) {
-    wake_.wait(lock, [&] {
-      return stopping_ || !lanes_[0].tasks.empty() || !lanes_[1].tasks.empty();
-    });
+    wake_.wait(lock,
+               [&] { return stopping_ || !lanes_[0].tasks.empty() || !lanes_[1].tasks.empty(); });
     int lane = lanes_[0].virtual_time <= lanes_[1].virtual_time ? 0 : 1;
     if (lanes_[lane].tasks.empty()) lane = 1 - lane;
     if (lanes_[lane].tasks.empty()) return;  // stopping, and all is done

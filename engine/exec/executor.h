@@ -3,8 +3,8 @@
 // Everything that reads or writes weights, plans or caches runs here, so none of it needs a lock.
 // Two lanes share the thread: kServing (forward passes, decode steps, scoring) and kTraining
 // (micro-batches, optimizer steps). While both have work they alternate by time used, so neither
-// starves: a task of one lane waits for at most the task that runs now, those of its own lane before
-// it, and about as much time of the other lane as its own lane takes.
+// starves: a task of one lane waits for at most the task that runs now, those of its own lane
+// before it, and about as much time of the other lane as its own lane takes.
 //
 // Bound: `queue_limit` waiting tasks a lane; Submit then says RESOURCE_EXHAUSTED at once.
 // Lock contract: one mutex guards the two queues; no task runs under it. Submit is thread-safe and
@@ -43,7 +43,7 @@ class Executor {
  private:
   struct LaneState {
     std::deque<std::function<void()>> tasks;
-    double used = 0;      // seconds of compute
+    double used = 0;          // seconds of compute
     double virtual_time = 0;  // used, raised on waking so that idleness earns no credit
   };
   void Loop(int threads);
@@ -52,7 +52,7 @@ class Executor {
   const Clock clock_;
   mutable std::mutex mutex_;
   std::condition_variable wake_;
-  LaneState lanes_[2];  // guarded by mutex_
+  LaneState lanes_[2];     // guarded by mutex_
   int running_ = -1;       // the lane of the running task; guarded by mutex_
   bool stopping_ = false;  // guarded by mutex_
   std::thread thread_;

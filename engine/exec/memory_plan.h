@@ -12,9 +12,9 @@ struct MemoryBlock {
   int64_t offset = 0;           // the answer, a multiple of 64
 };
 
-// Sets every offset so that no two blocks in use at the same step overlap; returns the bytes needed.
-// Greedy by size (Pisarchyk and Lee, "Efficient memory management for deep neural net inference",
-// 2020): largest first, each at the lowest offset that is free for its whole life.
+// Sets every offset so that no two blocks in use at the same step overlap; returns the bytes
+// needed. Greedy by size (Pisarchyk and Lee, "Efficient memory management for deep neural net
+// inference", 2020): largest first, each at the lowest offset that is free for its whole life.
 int64_t AssignOffsets(std::vector<MemoryBlock>& blocks);
 
 }  // namespace tandem

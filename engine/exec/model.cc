@@ -73,6 +73,7 @@ absl::StatusOr<Plan*> PlanCache::Get(const std::string& key,
   for (auto it = entries_.begin(); it != entries_.end(); ++it) {
     if (it->first == key) {
       entries_.splice(entries_.begin(), entries_, it);
+      entries_.front().second->set_profile(profile_);
       return entries_.front().second.get();
     }
   }
@@ -82,16 +83,17 @@ absl::StatusOr<Plan*> PlanCache::Get(const std::string& key,
   int64_t bytes = plan->arena_bytes();
   for (const TensorType& type : plan->output_types()) bytes += type.bytes();
   if (bytes > PhysicalMemoryBytes() / 2) {
-    return ResourceExhausted("this batch needs ", bytes, " bytes of working memory, more than half of ",
-                             "the machine's ", PhysicalMemoryBytes(), "; make it smaller");
+    return ResourceExhausted("this batch needs ", bytes,
+                             " bytes of working memory, more than half of ", "the machine's ",
+                             PhysicalMemoryBytes(), "; make it smaller");
   }
   if (entries_.size() >= capacity_) entries_.pop_back();
+  plan->set_profile(profile_);
   entries_.emplace_front(key, std::move(plan));
   return entries_.front().second.get();
 }
 
-Model::Model(std::string name, std::shared_ptr<const GraphSource> source,
-             ParameterStore parameters)
+Model::Model(std::string name, std::shared_ptr<const GraphSource> source, ParameterStore parameters)
     : name_(std::move(name)), source_(std::move(source)), parameters_(std::move(parameters)) {}
 
 int64_t Model::parameter_count() const {
@@ -117,8 +119,8 @@ absl::StatusOr<std::vector<Tensor>> Model::Forward(
   const std::vector<IoSpec>& specs = source_->inputs();
   std::vector<const Tensor*> tensors(specs.size(), nullptr);
   for (const auto& [name, tensor] : inputs) {
-    const auto spec = std::find_if(specs.begin(), specs.end(),
-                                   [&](const IoSpec& s) { return s.name == name; });
+    const auto spec =
+        std::find_if(specs.begin(), specs.end(), [&](const IoSpec& s) { return s.name == name; });
     if (spec == specs.end()) {
       std::string known;
       for (const IoSpec& s : specs) known += StrCat(known.empty() ? "" : ", ", "'", s.name, "'");

@@ -24,8 +24,8 @@ struct IoSpec {
 enum class ParameterRole : uint8_t { kWeight, kBias, kNorm, kEmbedding };
 
 struct ParameterInfo {
-  std::string name;      // as in the file that it came from
-  Shape shape;           // always f32 in memory
+  std::string name;  // as in the file that it came from
+  Shape shape;       // always f32 in memory
   ParameterRole role = ParameterRole::kWeight;
   DType file_dtype = DType::kF32;  // what Save writes
 };
@@ -36,8 +36,8 @@ struct SequenceValues {
   Value positions;    // (N) i32
   Value query_start;  // (S + 1) i32
   // Serving from a KV cache, else all invalid / empty. As ops::PagedAttention takes them.
-  Value past_length;  // (S) i32
-  Value block_table;  // (S, B) i32
+  Value past_length;                    // (S) i32
+  Value block_table;                    // (S, B) i32
   std::vector<Value> k_cache, v_cache;  // one a layer
   // Rows whose logits are wanted, (R) i32; invalid: all N.
   Value logit_rows;
@@ -95,7 +95,8 @@ class ParameterStore {
 // A tensor from outside against the specification: dtype, rank, and the sizes that are fixed.
 absl::Status CheckInput(const IoSpec& spec, const Tensor& tensor);
 
-// Plans by key (a model's purpose and input shapes), least recently used out first. Not thread-safe.
+// Plans by key (a model's purpose and input shapes), least recently used out first. Not
+// thread-safe.
 class PlanCache {
  public:
   explicit PlanCache(size_t capacity = 256) : capacity_(capacity) {}
@@ -105,11 +106,14 @@ class PlanCache {
   absl::StatusOr<Plan*> Get(const std::string& key,
                             const std::function<absl::StatusOr<Graph>()>& build);
   int64_t workspace_bytes() const { return workspace_->bytes(); }
+  // Every plan that Get returns from now on adds its times there; null: off.
+  void set_profile(PlanProfile* profile) { profile_ = profile; }
 
  private:
   using Entry = std::pair<std::string, std::unique_ptr<Plan>>;
   size_t capacity_;
   std::shared_ptr<Workspace> workspace_ = std::make_shared<Workspace>();
+  PlanProfile* profile_ = nullptr;
   std::list<Entry> entries_;  // most recent first
 };
 

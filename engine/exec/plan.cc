@@ -57,7 +57,10 @@ class PlanCompiler {
   absl::Status BindKernels() {
     for (const Node& node : graph_.nodes()) {
       if (node.op->name == "Reshape") continue;
-      KernelSpec spec{.op = node.op, .attributes = &node.attributes, .inputs = {}, .present = {},
+      KernelSpec spec{.op = node.op,
+                      .attributes = &node.attributes,
+                      .inputs = {},
+                      .present = {},
                       .outputs = {}};
       for (Value v : node.inputs) {
         spec.present.push_back(v.valid());
@@ -67,8 +70,8 @@ class PlanCompiler {
       const Kernel* kernel = backend_.Find(node.op->name);
       absl::StatusOr<BoundKernel> bound = kernel->bind(spec);
       if (!bound.ok()) {
-        const std::string where = StrCat("[", node.op->name, node.name.empty() ? "" : " ",
-                                               node.name, "]");
+        const std::string where =
+            StrCat("[", node.op->name, node.name.empty() ? "" : " ", node.name, "]");
         return Annotate(bound.status(), where);
       }
       plan_.steps_.push_back({.kernel = std::move(*bound),
@@ -234,41 +237,36 @@ void Plan::Run(std::span<const void* const> inputs, std::span<const void* const>
                std::span<void* const> outputs) {
   const Bindings bindings{inputs, parameters, outputs};
   arena_ = workspace_->Reserve(arena_bytes_);
-  for (const Step& step : steps_) RunStep(step, bindings);
+  for (const Step& step : steps_) {
+    if (profile_ == nullptr) {
+      RunStep(step, bindings);
+      continue;
+    }
+    const auto begin = std::chrono::steady_clock::now();
+    RunStep(step, bindings);
+    const std::chrono::duration<double> taken = std::chrono::steady_clock::now() - begin;
+    profile_->Add(step.name, taken.count());
+  }
   CopyOutputs(bindings);
 }
 
-std::string Plan::Profile(std::span<const void* const> inputs,
-                          std::span<const void* const> parameters,
-                          std::span<void* const> outputs) {
-  const Bindings bindings{inputs, parameters, outputs};
-  arena_ = workspace_->Reserve(arena_bytes_);
-  struct Row {
-    double us = 0;
-    int64_t calls = 0;
-  };
-  absl::flat_hash_map<std::string, Row> rows;
-  double total_us = 0;
-  for (const Step& step : steps_) {
-    const auto begin = std::chrono::steady_clock::now();
-    RunStep(step, bindings);
-    const double us = std::chrono::duration<double, std::micro>(
-                          std::chrono::steady_clock::now() - begin).count();
-    Row& row = rows[step.name];
-    row.us += us;
-    ++row.calls;
-    total_us += us;
-  }
-  CopyOutputs(bindings);
-  std::vector<std::pair<std::string, Row>> sorted(rows.begin(), rows.end());
+void PlanProfile::Add(const std::string& op, double seconds) {
+  Row& row = rows_[op];
+  row.seconds += seconds;
+  ++row.calls;
+}
+
+std::string PlanProfile::ToString(int64_t runs) const {
+  std::vector<std::pair<std::string, Row>> sorted(rows_.begin(), rows_.end());
   std::sort(sorted.begin(), sorted.end(),
-            [](const auto& a, const auto& b) { return a.second.us > b.second.us; });
+            [](const auto& a, const auto& b) { return a.second.seconds > b.second.seconds; });
+  double total = 0;
+  for (const auto& [name, row] : sorted) total += row.seconds;
   std::string text = absl::StrFormat("%-28s %6s %10s %6s\n", "operator", "calls", "us", "share");
   for (const auto& [name, row] : sorted) {
-    absl::StrAppendFormat(&text, "%-28s %6d %10.1f %5.1f%%\n", name, row.calls, row.us,
-                          100 * row.us / total_us);
+    absl::StrAppendFormat(&text, "%-28s %6d %10.1f %5.1f%%\n", name, row.calls / runs,
+                          row.seconds / static_cast<double>(runs) * 1e6, 100 * row.seconds / total);
   }
-  absl::StrAppendFormat(&text, "%-28s %6d %10.1f\n", "total", step_count(), total_us);
   return text;
 }
 

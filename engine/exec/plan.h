@@ -1,6 +1,7 @@
 // Plan: a graph made runnable on one backend: dead nodes gone, kernels bound, memory laid out.
 #pragma once
 
+#include <map>
 #include <memory>
 #include <span>
 #include <string>
@@ -31,17 +32,32 @@ class Workspace {
   Buffer buffer_;
 };
 
+// Where the time of runs goes, operator by operator: for benchmarks.
+class PlanProfile {
+ public:
+  void Add(const std::string& op, double seconds);
+  // A table, slowest operator first; times are the mean of `runs` runs.
+  std::string ToString(int64_t runs) const;
+
+ private:
+  struct Row {
+    double seconds = 0;
+    int64_t calls = 0;
+  };
+  std::map<std::string, Row> rows_;
+};
+
 class Plan {
  public:
-  // Errors: an operator that the backend has no kernel for and that does not lower, named. Without a
-  // workspace the plan has one of its own.
+  // Errors: an operator that the backend has no kernel for and that does not lower, named. Without
+  // a workspace the plan has one of its own.
   static absl::StatusOr<std::unique_ptr<Plan>> Compile(Graph graph, const Backend& backend,
                                                        std::shared_ptr<Workspace> workspace = {});
 
   // Runs the graph. `inputs` are the addresses of graph.inputs() in order, `parameters` the address
-  // of each model parameter by its index, `outputs` where to write graph.outputs() in order. An output
-  // may share memory with the input whose value it replaces only where every reader of that input is
-  // an in-place kernel (the optimizer). Not thread-safe: one arena.
+  // of each model parameter by its index, `outputs` where to write graph.outputs() in order. An
+  // output may share memory with the input whose value it replaces only where every reader of that
+  // input is an in-place kernel (the optimizer). Not thread-safe: one arena.
   void Run(std::span<const void* const> inputs, std::span<const void* const> parameters,
            std::span<void* const> outputs);
 
@@ -52,9 +68,8 @@ class Plan {
   // Memory that a run needs for intermediate values and kernels' scratch.
   int64_t arena_bytes() const { return arena_bytes_; }
   int64_t step_count() const { return static_cast<int64_t>(steps_.size()); }
-  // Time of each step of one run, operator by operator, slowest first: for benchmarks.
-  std::string Profile(std::span<const void* const> inputs, std::span<const void* const> parameters,
-                      std::span<void* const> outputs);
+  // From now on each run adds its steps' times; null: off.
+  void set_profile(PlanProfile* profile) { profile_ = profile; }
 
  private:
   enum class Place : uint8_t { kArena, kInput, kParameter, kConstant, kOutput, kAbsent };
@@ -73,7 +88,7 @@ class Plan {
     int64_t output, bytes;
   };
   struct Bindings {
-    std::span<const void* const> inputs, parameters;
+    std::span<const void*const> inputs, parameters;
     std::span<void* const> outputs;
   };
   friend class PlanCompiler;
@@ -90,6 +105,7 @@ class Plan {
   std::shared_ptr<Workspace> workspace_;
   std::byte* arena_ = nullptr;  // of the current run
   int64_t arena_bytes_ = 0;
+  PlanProfile* profile_ = nullptr;
   std::vector<const void*> input_pointers_;
   std::vector<void*> output_pointers_;
 };

@@ -147,7 +147,7 @@ Value PagedAttention(Builder& b, Value q, Value k, Value v, Value query_start, V
 // Sum of squares of x (P) as an f64 scalar, in a fixed order.
 Value SumOfSquares(Builder& b, Value x);
 // Adam (decoupled = false; Kingma and Ba 2015) or AdamW (Loshchilov and Hutter 2019), with PyTorch's
-// formulas. p, g, m, v (P); decay (P) u8: 1 where weight decay applies; hyper (8):
+// formulas. p, g, m, v (P); decay (P) u8: 1 where weight decay applies; hyper (8) f32 or f64:
 // {lr, beta1, beta2, eps, weight_decay, 1 - beta1^t, 1 - beta2^t, gradient scale}.
 // -> {p', m', v'}, which may share memory with p, m, v.
 std::vector<Value> AdamStep(Builder& b, Value p, Value g, Value m, Value v, Value decay, Value hyper,

@@ -111,7 +111,7 @@ absl::StatusOr<std::unique_ptr<Trainer>> Trainer::Create(Model* model, Objective
                             return std::vector<Value>{ops::Add(b, in[0], in[1])};
                           }));
   const std::vector<TensorType> step_inputs = {
-      flat, flat, flat, flat, {DType::kU8, {size}}, {DType::kF32, {8}}};
+      flat, flat, flat, flat, {DType::kU8, {size}}, {DType::kF64, {8}}};
   const bool decoupled = optimizer.decoupled;
   TANDEM_ASSIGN_OR_RETURN(trainer->step_plan_, FlatPlan(step_inputs, [decoupled](
                                                    Builder& b, const std::vector<Value>& in) {
@@ -244,14 +244,14 @@ absl::StatusOr<StepReport> Trainer::OptimStep() {
       scale = std::min(1.0, optimizer_.max_grad_norm / (report.grad_norm + 1e-6));
     }
     const auto t = static_cast<double>(step_);
-    const float hyper[8] = {static_cast<float>(optimizer_.learning_rate),
-                            static_cast<float>(optimizer_.beta1),
-                            static_cast<float>(optimizer_.beta2),
-                            static_cast<float>(optimizer_.epsilon),
-                            static_cast<float>(optimizer_.weight_decay),
-                            static_cast<float>(1 - std::pow(optimizer_.beta1, t)),
-                            static_cast<float>(1 - std::pow(optimizer_.beta2, t)),
-                            static_cast<float>(scale)};
+    const double hyper[8] = {optimizer_.learning_rate,
+                             optimizer_.beta1,
+                             optimizer_.beta2,
+                             optimizer_.epsilon,
+                             optimizer_.weight_decay,
+                             1 - std::pow(optimizer_.beta1, t),
+                             1 - std::pow(optimizer_.beta2, t),
+                             scale};
     float* p = model_->parameters().flat();
     const void* in[] = {p, gradients_.raw(), first_moment_.raw(), second_moment_.raw(),
                         decay_.raw(), hyper};

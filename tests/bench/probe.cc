@@ -45,7 +45,8 @@ double FmaPeakGflops() {
 #pragma omp parallel reduction(+ : sink)
     sink += FmaLoop(kIterations);
     const double seconds = Now() - begin;
-    best = std::max(best, 2.0 * 12 * kLanes * static_cast<double>(kIterations) * threads / seconds / 1e9);
+    best = std::max(best,
+                    2.0 * 12 * kLanes * static_cast<double>(kIterations) * threads / seconds / 1e9);
     asm volatile("" ::"x"(sink));
   }
   return best;

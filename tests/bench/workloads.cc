@@ -1,8 +1,10 @@
-// The work that the product is measured by, in one run with the machine's own limits. Prints a table:
-// median time, rate, and the share of the FMA peak. With a server's address (TANDEM_SERVER) the
-// forward passes are timed through KServe too.
+// The work that the product is measured by, in one run with the machine's own limits. Prints a
+// table: median time, rate, and the share of the FMA peak. With a server's address (TANDEM_SERVER)
+// the forward passes are timed through KServe too.
 //
 //   workloads [NAME...]     names as printed; none: all
+//
+// TANDEM_PROFILE=1: also where a training step's time goes, operator by operator.
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -94,6 +96,14 @@ void TrainingStep(const char* name, int64_t layers, int64_t heads, int64_t width
   });
   Report(name, seconds, StepFlops(layers, width, block, batch), "tokens/s",
          static_cast<double>(batch * block) / seconds);
+  if (std::getenv("TANDEM_PROFILE") == nullptr) return;
+  PlanProfile profile;
+  model->plans().set_profile(&profile);
+  constexpr int kRuns = 20;
+  for (int i = 0; i < kRuns; ++i) {
+    if (!(*trainer)->ForwardBackward(data).ok() || !(*trainer)->OptimStep().ok()) std::abort();
+  }
+  std::printf("%s", profile.ToString(kRuns).c_str());
 }
 
 void Decode(const char* name, int64_t sequences) {
@@ -106,9 +116,10 @@ void Decode(const char* name, int64_t sequences) {
           SamplingOptions options;
           options.max_tokens = 200;
           options.seed = static_cast<uint64_t>(i);
-          if (!(*generator)->Add({1, 2, 3}, options, [](const absl::Status&, const SampledToken&) {
-                return true;
-              }).ok()) {
+          if (!(*generator)
+                   ->Add({1, 2, 3}, options,
+                         [](const absl::Status&, const SampledToken&) { return true; })
+                   .ok()) {
             std::abort();
           }
         }
@@ -126,8 +137,8 @@ std::string ReadAll(const std::string& path) {
 
 void OnnxForward(const std::string& name) {
   const char* material = std::getenv("TANDEM_MATERIAL");
-  const std::string path =
-      std::string(material != nullptr ? material : "../shared/material") + "/models/" + name + "/model.onnx";
+  const std::string path = std::string(material != nullptr ? material : "../shared/material") +
+                           "/models/" + name + "/model.onnx";
   if (!std::filesystem::exists(path)) {
     std::printf("%-34s skipped: %s is not there\n", name.c_str(), path.c_str());
     return;
