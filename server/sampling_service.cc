@@ -349,8 +349,10 @@ class SamplingService final : public v1::SamplingService::CallbackService {
       TANDEM_ASSIGN_OR_RETURN(const auto entry, deps_.models.Find(request->model()));
       TANDEM_RETURN_IF_ERROR(TokenizerOf(*entry).status());
       return Work([=]() -> absl::Status {
-        TANDEM_ASSIGN_OR_RETURN(const std::vector<int32_t> ids,
-                                entry->tokenizer->Encode(request->text(), request->add_bos()));
+        TANDEM_ASSIGN_OR_RETURN(
+            const std::vector<int32_t> ids,
+            entry->tokenizer->Encode(request->text(),
+                                     request->add_bos() && entry->tokenizer->adds_bos()));
         response->mutable_tokens()->Add(ids.begin(), ids.end());
         return absl::OkStatus();
       });

@@ -37,7 +37,7 @@ absl::Status Generate(const Session& session, GenerateOptions& options) {
       {"SAMPLE", "TOKEN", "LOGPROB", "SAMPLING LOGPROB", "VERSION", "TEXT"}};
   std::vector<int32_t> tokens;
   int64_t count = 0;
-  if (!session.json && !several && !options.show_logprobs) std::printf("%s", options.prompt.c_str());
+  bool begun = false;
   const absl::Status status =
       session.client().Generate(request, [&](const v1::GenerateResponse& response) {
         if (session.json) {
@@ -59,12 +59,13 @@ absl::Status Generate(const Session& session, GenerateOptions& options) {
             texts[response.index()] += response.text();
           }
         } else if (!options.show_logprobs) {
-          std::printf("%s", response.text().c_str());
+          std::printf("%s%s", begun ? "" : options.prompt.c_str(), response.text().c_str());
+          begun = true;
           std::fflush(stdout);
         }
         return true;
       });
-  if (!session.json) {
+  if (!session.json && count > 0) {
     if (several) {
       for (size_t i = 0; i < texts.size(); ++i) {
         std::printf("--- %zu\n%s%s\n", i, options.prompt.c_str(), texts[i].c_str());

@@ -29,7 +29,7 @@ struct TrainOptions {
   double lr = 1e-3, min_lr = -1, beta1 = 0.9, beta2 = 0.99, epsilon = 1e-8, decay = 0.1, clip = 1;
   uint64_t seed = 1;
   // Sampling from the live weights while training goes on.
-  int64_t sample_every = 0, sample_tokens = 120;
+  int64_t sample_every = 0, sample_tokens = 0;
   std::string sample_prompt = "\n";
 };
 
@@ -243,7 +243,9 @@ class LiveSampler {
     v1::GenerateRequest request;
     request.set_model(options_.model);
     request.set_text(options_.sample_prompt);
-    request.set_max_tokens(static_cast<int32_t>(options_.sample_tokens));
+    if (options_.sample_tokens > 0) {
+      request.set_max_tokens(static_cast<int32_t>(options_.sample_tokens));
+    }
     request.set_temperature(0.8f);
     request.set_seed(options_.seed);
     std::string text;
@@ -386,8 +388,8 @@ void AddTrainCommand(CLI::App& app, Session& session) {
   train->add_option("--sample-every", o->sample_every,
                     "steps between samples drawn while training goes on; 0: none");
   train->add_option("--sample-prompt", o->sample_prompt, "what those samples go on from");
-  train->add_option("--sample-tokens", o->sample_tokens, "and how long they are")
-      ->capture_default_str();
+  train->add_option("--sample-tokens", o->sample_tokens,
+                    "and how long they are; default: 128, or what fits");
   train->callback([&session, o] { session.Run([&] { return Train(session, *o); }); });
 }
 

@@ -148,7 +148,9 @@ class BpeTokenizerReader {
     }
     for (const char* name : {"dropout", "continuing_subword_prefix", "end_of_word_suffix"}) {
       const Json& value = Get(json, name);
-      if (!value.is_null() && value != "" && value != 0.0) {
+      const bool neutral = value.is_null() || value == 0.0 ||
+                           (value.is_string() && value.get_ref<const std::string&>().empty());
+      if (!neutral) {
         return Unsupported(StrCat("model.", std::string_view(name)), value);
       }
     }

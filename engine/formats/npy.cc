@@ -189,7 +189,7 @@ absl::StatusOr<std::string> WriteNpy(const Tensor& tensor) {
   }
   const char order = SizeOf(tensor.dtype()) == 1 ? '|' : '<';
   std::string header = StrCat("{'descr': '", std::string(1, order), known->text,
-                                    "', 'fortran_order': False, 'shape': (");
+                              "', 'fortran_order': False, 'shape': (");
   for (const int64_t dim : tensor.shape()) header += StrCat(dim, ",");
   absl::StrAppend(&header, "), }");
   // Spaces and a newline, so that the data begins at a multiple of 64.

@@ -2,8 +2,8 @@
 //
 // Which initializers are trained: those of f32, f16 or bf16 and at least one dimension that some
 // operator uses as a weight. Constants stay what the file says: other dtypes; scalars; values that
-// decide shapes; and settings, such as a BatchNormalization's running statistics, a Clip's limits or
-// a Pow's exponent. Values inside Constant nodes are constants too.
+// decide shapes; and settings, such as a BatchNormalization's running statistics, a Clip's limits
+// or a Pow's exponent. Values inside Constant nodes are constants too.
 //
 // f16 and bf16 models are computed in f32: inputs are widened, outputs rounded.
 #pragma once
@@ -19,8 +19,9 @@ namespace tandem {
 
 class OnnxSource : public GraphSource {
  public:
-  // The file's bytes with the parameters' current values in their initializers (in the file's dtype)
-  // and everything else as it was. Errors: parameters not of this source; above protobuf's 2 GB.
+  // The file's bytes with the parameters' current values in their initializers (in the file's
+  // dtype) and everything else as it was. Errors: parameters not of this source; above protobuf's 2
+  // GB.
   virtual absl::StatusOr<std::string> Serialize(const ParameterStore& parameters) const = 0;
 
   // Inputs that decide shapes (a Reshape's target ...): Build() needs constants for these.

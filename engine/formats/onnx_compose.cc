@@ -1,9 +1,11 @@
 #include "engine/formats/onnx_compose.h"
 
+#include <algorithm>
 #include <numbers>
 #include <numeric>
 #include <utility>
 
+#include "engine/base/error.h"
 #include "engine/ops/ops.h"
 
 namespace tandem::compose {
@@ -75,7 +77,9 @@ Value AsChannels(Builder& b, Value x, int trailing) {
 }
 
 Value Iota(Builder& b, int64_t n) {
+  constexpr int64_t kMost = int64_t{1} << 26;
   if (!b.ok()) return {};
+  if (n > kMost) return b.Fail(ResourceExhausted("a table of ", n, " indices"));
   Tensor tensor(DType::kI64, {n});
   std::iota(tensor.data<int64_t>().begin(), tensor.data<int64_t>().end(), int64_t{0});
   return b.Constant(std::move(tensor));
@@ -92,19 +96,29 @@ Value Atan(Builder& b, Value x) {
   const Value shifted = ops::Div(b, ops::Sub(b, ops::Min(b, a, Like(b, 4, x)), one),
                                  ops::Add(b, ops::Min(b, a, Like(b, 4, x)), one));
   const Value t = ops::Where(b, large, inverse, ops::Where(b, middle, shifted, a));
-  const Value offset =
-      ops::Where(b, large, Like(b, std::numbers::pi / 2, x),
-                 ops::Where(b, middle, Like(b, std::numbers::pi / 4, x), zero));
+  const Value offset = ops::Where(b, large, Like(b, std::numbers::pi / 2, x),
+                                  ops::Where(b, middle, Like(b, std::numbers::pi / 4, x), zero));
   const Value z = ops::Square(b, t);
   Value p = Like(b, 8.05374449538e-2, x);
   for (const double c : {-1.38776856032e-1, 1.99777106478e-1, -3.33329491539e-1}) {
     p = AddScalar(b, ops::Mul(b, p, z), c);
   }
-  const Value magnitude =
-      ops::Add(b, offset, ops::Add(b, t, ops::Mul(b, t, ops::Mul(b, p, z))));
+  const Value magnitude = ops::Add(b, offset, ops::Add(b, t, ops::Mul(b, t, ops::Mul(b, p, z))));
   return ops::Where(b, ops::Less(b, x, zero), ops::Neg(b, magnitude), magnitude);
 }
 
 std::vector<int64_t> Dims(const Shape& shape) { return {shape.begin(), shape.end()}; }
+
+absl::StatusOr<std::vector<int>> NormalizeAxes(std::span<const int64_t> axes, int rank) {
+  std::vector<int> normal;
+  for (const int64_t axis : axes) {
+    TANDEM_ASSIGN_OR_RETURN(const int n, NormalizeAxis(axis, rank));
+    if (std::find(normal.begin(), normal.end(), n) != normal.end()) {
+      return InvalidArgument("axis ", n, " is named twice");
+    }
+    normal.push_back(n);
+  }
+  return normal;
+}
 
 }  // namespace tandem::compose

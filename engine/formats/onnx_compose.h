@@ -29,10 +29,13 @@ Value ExpandAxis(Builder& b, Value x, int axis);
 Value DropAxis(Builder& b, Value x, int axis);
 // A vector (C), or anything that has as many elements, as (C, 1, ..., 1) with `trailing` ones.
 Value AsChannels(Builder& b, Value x, int trailing);
-// 0, 1, ..., n - 1 as i64.
+// 0, 1, ..., n - 1 as i64; an error above 2^26.
 Value Iota(Builder& b, int64_t n);
 // arctan, to 2 ulp of f32: Cephes' atanf.
 Value Atan(Builder& b, Value x);
 std::vector<int64_t> Dims(const Shape& shape);
+
+// Each axis in [0, rank), no two the same.
+absl::StatusOr<std::vector<int>> NormalizeAxes(std::span<const int64_t> axes, int rank);
 
 }  // namespace tandem::compose

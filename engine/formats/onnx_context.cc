@@ -47,10 +47,10 @@ const AttributeProto* NodeContext::Ask(std::string_view name,
                   (type == AttributeProto::FLOATS && attribute->floats_size() > 0));
   if (matches) return attribute;
   if (attribute_error_.ok()) {
-    attribute_error_ = InvalidArgument(
-        "attribute '", name, "' is of type ",
-        onnx::AttributeProto_AttributeType_Name(attribute->type()), ", expected ",
-        onnx::AttributeProto_AttributeType_Name(type));
+    attribute_error_ =
+        InvalidArgument("attribute '", name, "' is of type ",
+                        onnx::AttributeProto_AttributeType_Name(attribute->type()), ", expected ",
+                        onnx::AttributeProto_AttributeType_Name(type));
   }
   return nullptr;
 }

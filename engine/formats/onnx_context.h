@@ -36,8 +36,8 @@ class NodeContext {
   using SubgraphBuilder =
       std::function<Outputs(const onnx::GraphProto& graph, std::span<const Value> inputs)>;
   // The tensor of a Constant node, read once for all graphs; null: none is kept.
-  using ConstantReader = std::function<absl::StatusOr<std::shared_ptr<const Tensor>>(
-      const onnx::TensorProto& proto)>;
+  using ConstantReader =
+      std::function<absl::StatusOr<std::shared_ptr<const Tensor>>(const onnx::TensorProto& proto)>;
   struct Callbacks {
     SubgraphBuilder build_subgraph;
     ConstantReader read_constant;
@@ -106,8 +106,7 @@ class NodeContext {
  private:
   const onnx::AttributeProto* Find(std::string_view name) const;
   // Marks the attribute as asked for, and checks its type; null when absent or of another type.
-  const onnx::AttributeProto* Ask(std::string_view name,
-                                  onnx::AttributeProto_AttributeType type);
+  const onnx::AttributeProto* Ask(std::string_view name, onnx::AttributeProto_AttributeType type);
 
   const onnx::NodeProto& node_;
   int64_t opset_;

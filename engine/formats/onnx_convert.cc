@@ -13,7 +13,7 @@ namespace {
 // single values.
 constexpr int64_t kMaxConvertedNodes = 200'000;
 constexpr int64_t kMaxGraphNodes = 1'000'000;
-constexpr int64_t kMaxConstantBytes = int64_t{4} << 30;
+constexpr int64_t kMaxConstantBytes = int64_t{1} << 30;
 constexpr int64_t kMaxValueBytes = int64_t{16} << 30;
 
 }  // namespace
@@ -128,8 +128,8 @@ absl::Status GraphConverter::ConvertNode(const onnx::NodeProto& node, Scope& sco
             [&](const onnx::GraphProto& graph, std::span<const Value> values) {
               return ConvertSubgraph(graph, values, scope);
             },
-        .read_constant = [&](const onnx::TensorProto& proto)
-            -> absl::StatusOr<std::shared_ptr<const Tensor>> {
+        .read_constant =
+            [&](const onnx::TensorProto& proto) -> absl::StatusOr<std::shared_ptr<const Tensor>> {
           std::shared_ptr<const Tensor> tensor = index_.constant(&proto);
           if (tensor == nullptr) return Internal("a tensor that was not read");
           return tensor;

@@ -7,6 +7,7 @@
 #include "engine/formats/onnx_context.h"
 #include "engine/formats/onnx_ops.h"
 #include "engine/formats/onnx_tensor.h"
+#include "engine/formats/onnx_uses.h"
 
 namespace tandem {
 namespace {
@@ -23,8 +24,6 @@ std::string NodeLabel(const onnx::NodeProto& node) {
       !node.name().empty() || node.output_size() == 0 ? node.name() : node.output(0);
   return StrCat("'", name, "' (", node.op_type(), ")");
 }
-
-// --- Structure -----------------------------------------------------------------------------------
 
 class GraphChecker {
  public:
@@ -78,6 +77,9 @@ class GraphChecker {
 
   // Depth of calls below a function, itself included; each function's body is checked once.
   absl::StatusOr<int> CheckFunction(const onnx::FunctionProto& function) {
+    if (open_calls_ > kMaxCallDepth) {
+      return InvalidArgument("functions call each other more than ", kMaxCallDepth, " deep");
+    }
     const auto [it, inserted] = call_depths_.try_emplace(&function, kOpen);
     if (!inserted) {
       if (it->second != kOpen) return it->second;
@@ -85,7 +87,9 @@ class GraphChecker {
     }
     const onnx::FunctionProto* caller = std::exchange(function_, &function);
     const int caller_depth = std::exchange(callee_depth_, 0);
+    ++open_calls_;
     const absl::Status status = CheckFunctionBody(function);
+    --open_calls_;
     const int depth = 1 + std::exchange(callee_depth_, caller_depth);
     function_ = caller;
     TANDEM_RETURN_IF_ERROR(Annotate(status, StrCat("function '", function.name(), "'")));
@@ -141,7 +145,8 @@ class GraphChecker {
     TANDEM_RETURN_IF_ERROR(CheckNodes(graph.node(), &graph, depth, producers, free));
     for (const onnx::ValueInfoProto& output : graph.output()) {
       if (producers.contains(output.name())) continue;
-      if (depth == 0) return InvalidArgument("nothing makes the graph's output '", output.name(), "'");
+      if (depth == 0)
+        return InvalidArgument("nothing makes the graph's output '", output.name(), "'");
       free.try_emplace(output.name(), "(a subgraph's output)");
     }
     return absl::OkStatus();
@@ -196,6 +201,10 @@ class GraphChecker {
       if (attribute.graphs_size() > 0) {
         return Unimplemented("attribute '", attribute.name(), "' is a list of graphs");
       }
+      const bool is_graph = attribute.type() == onnx::AttributeProto::GRAPH;
+      if (is_graph && !attribute.has_g() && attribute.ref_attr_name().empty()) {
+        return InvalidArgument("attribute '", attribute.name(), "' has no graph");
+      }
       if (attribute.has_g()) TANDEM_RETURN_IF_ERROR(CheckGraph(attribute.g(), depth + 1, names));
     }
     return absl::OkStatus();
@@ -223,9 +232,9 @@ class GraphChecker {
                            domain.empty() ? "ai.onnx" : domain, "' is not supported");
     }
     if (node.input_size() < op->min_inputs || node.input_size() > op->max_inputs) {
-      return InvalidArgument("has ", node.input_size(), " inputs, expected ", op->min_inputs,
-                             op->max_inputs == kAnyCount ? " or more"
-                                                         : StrCat(" to ", op->max_inputs));
+      return InvalidArgument(
+          "has ", node.input_size(), " inputs, expected ", op->min_inputs,
+          op->max_inputs == kAnyCount ? " or more" : StrCat(" to ", op->max_inputs));
     }
     for (int i = 0; i < op->min_inputs; ++i) {
       if (node.input(i).empty()) return InvalidArgument("input ", i, " is missing");
@@ -294,93 +303,12 @@ class GraphChecker {
   static constexpr int kOpen = 0;  // being checked
   absl::flat_hash_map<const onnx::FunctionProto*, int> call_depths_;
   int callee_depth_ = 0;  // the deepest so far of those that function_ calls
-};
-
-// --- Uses ----------------------------------------------------------------------------------------
-
-// Goes over the nodes from the outputs to the inputs. Errs on the side of more shape names and more
-// trained names; names of subgraphs share one set with their graph's.
-class UseAnalysis {
- public:
-  explicit UseAnalysis(const GraphIndex& index) : index_(index) {}
-
-  struct Uses {
-    NameSet shape, trained;
-  };
-
-  void Visit(const onnx::GraphProto& graph, Uses& uses) {
-    VisitNodes(graph.node(), index_.Order(&graph), uses);
-  }
-
- private:
-  template <typename Nodes>
-  void VisitNodes(const Nodes& nodes, std::span<const int> order, Uses& uses) {
-    for (auto it = order.rbegin(); it != order.rend(); ++it) VisitNode(nodes[*it], uses);
-  }
-
-  void VisitNode(const onnx::NodeProto& node, Uses& uses) {
-    bool decides = false, trained = false;
-    for (const std::string& output : node.output()) {
-      decides = decides || uses.shape.contains(output);
-      trained = trained || uses.trained.contains(output);
-    }
-    if (const onnx::FunctionProto* function = index_.FindFunction(node); function != nullptr) {
-      const Uses& inside = FunctionUses(*function);
-      for (int i = 0; i < node.input_size(); ++i) {
-        const std::string& parameter = function->input(i);
-        if (decides || inside.shape.contains(parameter)) uses.shape.insert(node.input(i));
-        if (inside.trained.contains(parameter)) uses.trained.insert(node.input(i));
-      }
-      return;
-    }
-    const OnnxOp& op = *FindOnnxOp(node.op_type());
-    // The shape of a tensor is known whether or not its values are.
-    if (node.op_type() == "Shape" || node.op_type() == "Size") return;
-    const bool passes_on = IsView(node.op_type());
-    for (int i = 0; i < node.input_size(); ++i) {
-      const auto in = [i](uint32_t set) { return i < 32 && ((set >> i) & 1) != 0; };
-      if (decides || in(op.shape_inputs)) uses.shape.insert(node.input(i));
-      if (!in(op.shape_inputs | op.fixed_inputs) && (trained || !passes_on)) {
-        uses.trained.insert(node.input(i));
-      }
-    }
-    for (const onnx::AttributeProto& attribute : node.attribute()) {
-      if (!attribute.has_g()) continue;
-      for (const onnx::ValueInfoProto& output : attribute.g().output()) {
-        if (decides) uses.shape.insert(output.name());
-        uses.trained.insert(output.name());
-      }
-      Visit(attribute.g(), uses);
-      // A body's inputs stand where its node's inputs do.
-      const int inputs = std::min(attribute.g().input_size(), node.input_size());
-      for (int i = 0; i < inputs; ++i) {
-        if (uses.shape.contains(attribute.g().input(i).name())) uses.shape.insert(node.input(i));
-      }
-    }
-  }
-
-  // What goes through one of these is used as its output is.
-  static bool IsView(std::string_view op) {
-    return op == "Identity" || op == "Cast" || op == "Reshape" || op == "Squeeze" ||
-           op == "Unsqueeze" || op == "Transpose" || op == "Flatten";
-  }
-
-  const Uses& FunctionUses(const onnx::FunctionProto& function) {
-    const auto it = functions_.find(&function);
-    if (it != functions_.end()) return *it->second;
-    auto uses = std::make_unique<Uses>();
-    for (const std::string& output : function.output()) uses->trained.insert(output);
-    VisitNodes(function.node(), index_.Order(&function), *uses);
-    return *(functions_[&function] = std::move(uses));
-  }
-
-  const GraphIndex& index_;
-  absl::flat_hash_map<const onnx::FunctionProto*, std::unique_ptr<Uses>> functions_;
+  int open_calls_ = 0;    // functions being checked, which bounds the recursion
 };
 
 const onnx::FunctionProto* GraphIndex::FindFunction(const onnx::NodeProto& node) const {
-  const auto it = functions_.find(
-      std::pair<std::string_view, std::string_view>(node.domain(), node.op_type()));
+  const auto it =
+      functions_.find(std::pair<std::string_view, std::string_view>(node.domain(), node.op_type()));
   return it == functions_.end() ? nullptr : it->second;
 }
 
@@ -388,11 +316,7 @@ absl::StatusOr<GraphIndex> GraphIndex::Make(const onnx::ModelProto& model) {
   GraphIndex index;
   index.model_ = &model;
   TANDEM_RETURN_IF_ERROR(GraphChecker(index).CheckModel());
-  UseAnalysis::Uses uses;
-  for (const onnx::ValueInfoProto& output : model.graph().output()) {
-    uses.trained.insert(output.name());
-  }
-  UseAnalysis(index).Visit(model.graph(), uses);
+  ValueUses uses = AnalyzeUses(index, model.graph());
   index.shape_names_ = std::move(uses.shape);
   index.trained_names_ = std::move(uses.trained);
   return index;

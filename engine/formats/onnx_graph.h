@@ -30,8 +30,8 @@ using NameSet = absl::flat_hash_set<std::string_view>;
 class GraphIndex {
  public:
   // Checks the whole model, subgraphs and functions included: known operators and domains, unique
-  // names, no value without a producer, no cycle, bounded nesting, readable tensors. The index keeps
-  // pointers into the model. Tensors of the graph's own initializers are not read.
+  // names, no value without a producer, no cycle, bounded nesting, readable tensors. The index
+  // keeps pointers into the model. Tensors of the graph's own initializers are not read.
   static absl::StatusOr<GraphIndex> Make(const onnx::ModelProto& model);
 
   // The nodes of a graph or of a function in an order in which each finds its inputs made.
@@ -56,7 +56,6 @@ class GraphIndex {
 
  private:
   friend class GraphChecker;
-  friend class UseAnalysis;
 
   const onnx::ModelProto* model_ = nullptr;
   absl::flat_hash_map<const void*, std::vector<int>> orders_;

@@ -9,8 +9,9 @@ const OnnxOp* FindOnnxOp(std::string_view name) {
     auto* map = new absl::flat_hash_map<std::string_view, const OnnxOp*>;
     for (const auto family :
          {OnnxMathOps(), OnnxActivationOps(), OnnxReduceOps(), OnnxShapeOps(), OnnxIndexOps(),
-          OnnxNnOps(), OnnxNormalizationOps(), OnnxControlOps(), OnnxResizeOps(), OnnxRecurrentOps(), OnnxLossOps(), OnnxAttentionOps(),
-          OnnxEinsumOps(), OnnxQuantizeOps(), OnnxStateOps(), OnnxGridOps()}) {
+          OnnxPadOps(), OnnxGenerateOps(), OnnxNnOps(), OnnxNormalizationOps(), OnnxControlOps(),
+          OnnxResizeOps(), OnnxRecurrentOps(), OnnxLossOps(), OnnxAttentionOps(), OnnxEinsumOps(),
+          OnnxQuantizeOps(), OnnxStateOps(), OnnxGridOps(), OnnxBitOps()}) {
       for (const OnnxOp& op : family) map->emplace(op.name, &op);
     }
     return map;

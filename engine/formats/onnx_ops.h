@@ -39,6 +39,8 @@ std::span<const OnnxOp> OnnxMathOps();
 std::span<const OnnxOp> OnnxActivationOps();
 std::span<const OnnxOp> OnnxReduceOps();
 std::span<const OnnxOp> OnnxShapeOps();
+std::span<const OnnxOp> OnnxPadOps();
+std::span<const OnnxOp> OnnxGenerateOps();
 std::span<const OnnxOp> OnnxIndexOps();
 std::span<const OnnxOp> OnnxNnOps();
 std::span<const OnnxOp> OnnxNormalizationOps();
@@ -51,5 +53,6 @@ std::span<const OnnxOp> OnnxEinsumOps();
 std::span<const OnnxOp> OnnxQuantizeOps();
 std::span<const OnnxOp> OnnxStateOps();
 std::span<const OnnxOp> OnnxGridOps();
+std::span<const OnnxOp> OnnxBitOps();
 
 }  // namespace tandem

@@ -143,7 +143,9 @@ Outputs Dropout(NodeContext& c) {
   c.IgnoreAttribute("consumed_inputs");
   c.IgnoreAttribute("seed");
   if (c.opset() < 12) c.IgnoreAttribute("ratio");
-  if (c.opset() < 7) TANDEM_RETURN_IF_ERROR(c.RequireInt("is_test", 1));
+  if (c.opset() < 7 && c.Int("is_test", 0) == 0) {
+    return Unimplemented("attribute is_test=0 (training) is not supported");
+  }
   if (c.Has(2)) {
     TANDEM_ASSIGN_OR_RETURN(const Tensor* training, c.ConstantInput(2, "training_mode"));
     double ratio = 0.5;

@@ -1,4 +1,5 @@
-// What transformers are made of: attention over padded batches, rotary positions, gated activations.
+// What transformers are made of: attention over padded batches, rotary positions, gated
+// activations.
 #include <cmath>
 #include <limits>
 #include <utility>
@@ -69,9 +70,10 @@ absl::StatusOr<Value> Mask(NodeContext& c, Value scores, const AttentionShapes& 
   if (c.Int("is_causal", 0) != 0) {
     // Query i is token i + offset of its sequence.
     Value query = ops::Reshape(b, compose::Iota(b, s.queries), {s.queries, 1});
-    query = lengths.valid()
-                ? ops::Add(b, query, compose::AddScalar(b, lengths, -static_cast<double>(s.queries)))
-                : compose::AddScalar(b, query, static_cast<double>(s.past));
+    query =
+        lengths.valid()
+            ? ops::Add(b, query, compose::AddScalar(b, lengths, -static_cast<double>(s.queries)))
+            : compose::AddScalar(b, query, static_cast<double>(s.past));
     scores = ops::Where(b, ops::LessOrEqual(b, key, query), scores, none);
   }
   return scores;
@@ -119,8 +121,7 @@ Outputs Attention(NodeContext& c) {
   s.past = past;
   const Value present_key = k, present_value = v;
   const int64_t repeat = s.heads / b.shape(k)[1];
-  const double scale =
-      c.Float("scale", 1 / std::sqrt(static_cast<double>(b.shape(q)[3])));
+  const double scale = c.Float("scale", 1 / std::sqrt(static_cast<double>(b.shape(q)[3])));
   const double softcap = c.Float("softcap", 0);
   const int64_t mode = c.Int("qk_matmul_output_mode", 0);
   const int64_t precision = c.Int("softmax_precision", onnx::TensorProto::FLOAT);
@@ -145,8 +146,7 @@ Outputs Attention(NodeContext& c) {
   Value y = ops::MatMul(b, weights, RepeatHeads(b, v, repeat));
   if (merged) {
     const int64_t width = b.shape(v)[3];
-    y = ops::Reshape(b, ops::Transpose(b, y, {0, 2, 1, 3}),
-                     {s.batch, s.queries, s.heads * width});
+    y = ops::Reshape(b, ops::Transpose(b, y, {0, 2, 1, 3}), {s.batch, s.queries, s.heads * width});
   }
   return std::vector<Value>{y, present_key, present_value, shown};
 }
@@ -188,10 +188,10 @@ Outputs RotaryEmbedding(NodeContext& c) {
   cosines = compose::ExpandAxis(b, cosines, 1);  // (B, 1, S, d / 2)
   sines = compose::ExpandAxis(b, sines, 1);
   const Value rotated = compose::SliceAxis(b, x, 3, 0, d);
-  const Value first = interleaved ? EverySecond(b, rotated, 0)
-                                  : compose::SliceAxis(b, rotated, 3, 0, d / 2);
-  const Value second = interleaved ? EverySecond(b, rotated, 1)
-                                   : compose::SliceAxis(b, rotated, 3, d / 2, d);
+  const Value first =
+      interleaved ? EverySecond(b, rotated, 0) : compose::SliceAxis(b, rotated, 3, 0, d / 2);
+  const Value second =
+      interleaved ? EverySecond(b, rotated, 1) : compose::SliceAxis(b, rotated, 3, d / 2, d);
   Value real = ops::Sub(b, ops::Mul(b, cosines, first), ops::Mul(b, sines, second));
   Value imaginary = ops::Add(b, ops::Mul(b, sines, first), ops::Mul(b, cosines, second));
   Value y;
@@ -255,8 +255,8 @@ Outputs TensorScatter(NodeContext& c) {
   // Each position reads its entry (or, where it has none, any) of the update as rows.
   const int64_t before = update.Count(1, axis), after = update.Count(axis + 1, update.rank());
   const Value last = b.Scalar(static_cast<double>(added - 1), DType::kI64);
-  const Value source = ops::Reshape(b, ops::Min(b, ops::Max(b, entry, zero), last),
-                                    {cache[0], 1, size});
+  const Value source =
+      ops::Reshape(b, ops::Min(b, ops::Max(b, entry, zero), last), {cache[0], 1, size});
   const Value row = ops::Reshape(b, compose::Iota(b, cache[0] * before), {cache[0], before, 1});
   const Value places = ops::Add(b, compose::Scale(b, row, static_cast<double>(added)), source);
   const Value rows = ops::Reshape(b, c.In(1), {cache[0] * before * added, after});

@@ -16,8 +16,9 @@ constexpr int64_t kMaxIterations = 10'000;
 absl::StatusOr<bool> ConstantBool(NodeContext& c, Value value, std::string_view what) {
   const Tensor* tensor = c.b.constant(value);
   if (tensor == nullptr) {
-    return Unimplemented(what, " depends on data: only one that is constant, or follows from "
-                               "shapes, is supported");
+    return Unimplemented(what,
+                         " depends on data: only one that is constant, or follows from "
+                         "shapes, is supported");
   }
   if (tensor->dtype() != DType::kBool || tensor->num_elements() != 1) {
     return InvalidArgument(what, " is ", tensor->type().ToString(), ", expected one bool");
@@ -110,8 +111,7 @@ absl::StatusOr<ScanSpec> ReadScan(NodeContext& c) {
   if (spec.outputs < 0) return InvalidArgument("the body has too few outputs");
   TANDEM_ASSIGN_OR_RETURN(spec.input_axes, ScanList(c, "scan_input_axes", spec.inputs));
   TANDEM_ASSIGN_OR_RETURN(spec.output_axes, ScanList(c, "scan_output_axes", spec.outputs));
-  TANDEM_ASSIGN_OR_RETURN(spec.input_directions,
-                          ScanList(c, "scan_input_directions", spec.inputs));
+  TANDEM_ASSIGN_OR_RETURN(spec.input_directions, ScanList(c, "scan_input_directions", spec.inputs));
   TANDEM_ASSIGN_OR_RETURN(spec.output_directions,
                           ScanList(c, "scan_output_directions", spec.outputs));
   return spec;
@@ -140,8 +140,7 @@ Outputs Scan(NodeContext& c) {
     values.resize(spec.states);
     for (int k = 0; k < spec.inputs; ++k) {
       const int64_t place = spec.input_directions[k] != 0 ? length - 1 - i : i;
-      const Value slice =
-          compose::SliceAxis(c.b, c.In(spec.states + k), axes[k], place, place + 1);
+      const Value slice = compose::SliceAxis(c.b, c.In(spec.states + k), axes[k], place, place + 1);
       values.push_back(compose::DropAxis(c.b, slice, axes[k]));
     }
     TANDEM_RETURN_IF_ERROR(c.b.status());
@@ -152,8 +151,8 @@ Outputs Scan(NodeContext& c) {
   for (int k = 0; k < spec.outputs; ++k) {
     std::vector<Value>& steps = scanned[k];
     if (spec.output_directions[k] != 0) std::reverse(steps.begin(), steps.end());
-    TANDEM_ASSIGN_OR_RETURN(
-        const int axis, NormalizeAxis(spec.output_axes[k], c.b.shape(steps[0]).rank() + 1));
+    TANDEM_ASSIGN_OR_RETURN(const int axis,
+                            NormalizeAxis(spec.output_axes[k], c.b.shape(steps[0]).rank() + 1));
     values.push_back(Stack(c.b, steps, axis));
   }
   return values;

@@ -154,11 +154,14 @@ Value AsMatrices(Builder& b, const Operand& operand, const Labels& batch, const 
   for (const Labels* labels : {&batch, &rows, &columns}) {
     for (const char label : *labels) {
       full.push_back(sizes.at(label));
-      counts[part] *= sizes.at(label);
     }
-    ++part;
   }
   const Value arranged = ops::BroadcastTo(b, Arrange(b, operand, batch + rows + columns), full);
+  if (!b.ok()) return {};  // after this the products below do not overflow
+  for (const Labels* labels : {&batch, &rows, &columns}) {
+    for (const char label : *labels) counts[part] *= sizes.at(label);
+    ++part;
+  }
   return ops::Reshape(b, arranged, {counts[0], counts[1], counts[2]});
 }
 

@@ -18,8 +18,8 @@ std::vector<double> AxisPoints(int64_t n, bool align_corners) {
   std::vector<double> points(n);
   for (int64_t i = 0; i < n; ++i) {
     const auto place = static_cast<double>(i), count = static_cast<double>(n);
-    points[i] = align_corners ? (n == 1 ? 0 : 2 * place / (count - 1) - 1)
-                              : (2 * place + 1) / count - 1;
+    points[i] =
+        align_corners ? (n == 1 ? 0 : 2 * place / (count - 1) - 1) : (2 * place + 1) / count - 1;
   }
   return points;
 }
@@ -121,10 +121,11 @@ Value CubicWeight(Builder& b, Value distance) {
 std::vector<Tap> AxisTaps(Builder& b, Value coordinate, const SampledAxis& a, bool align_corners,
                           const std::string& mode, Padding padding) {
   const auto size = static_cast<double>(a.size);
-  Value place = align_corners
-                    ? compose::Scale(b, compose::AddScalar(b, coordinate, 1), (size - 1) / 2)
-                    : compose::AddScalar(
-                          b, compose::Scale(b, compose::AddScalar(b, coordinate, 1), size / 2), -0.5);
+  Value place =
+      align_corners
+          ? compose::Scale(b, compose::AddScalar(b, coordinate, 1), (size - 1) / 2)
+          : compose::AddScalar(b, compose::Scale(b, compose::AddScalar(b, coordinate, 1), size / 2),
+                               -0.5);
   if (mode == "nearest") place = ops::Round(b, place);
   if (padding == Padding::kBorder) place = ClampTo(b, place, 0, size - 1);
   if (padding == Padding::kReflection) place = Reflect(b, place, a);
@@ -135,9 +136,8 @@ std::vector<Tap> AxisTaps(Builder& b, Value coordinate, const SampledAxis& a, bo
   for (int k = cubic ? -1 : 0; k <= (cubic ? 2 : 1); ++k) {
     const Value at = compose::AddScalar(b, floor, k);
     const Value distance = ops::Sub(b, place, at);
-    const Value weight =
-        cubic ? CubicWeight(b, distance)
-              : ops::Sub(b, compose::Like(b, 1, distance), ops::Abs(b, distance));
+    const Value weight = cubic ? CubicWeight(b, distance)
+                               : ops::Sub(b, compose::Like(b, 1, distance), ops::Abs(b, distance));
     taps.push_back(MakeTap(b, at, weight, a, padding));
   }
   return taps;

@@ -124,8 +124,7 @@ Value TuplePlaces(Builder& b, const Shape& x, Value indices, int from) {
   const auto k = static_cast<int>(shape[last]);
   Value places;
   for (int i = 0; i < k; ++i) {
-    const Value column = compose::DropAxis(
-        b, compose::SliceAxis(b, indices, last, i, i + 1), last);
+    const Value column = compose::DropAxis(b, compose::SliceAxis(b, indices, last, i, i + 1), last);
     const int64_t stride = x.Count(from + i + 1, from + k);
     const Value scaled =
         compose::Scale(b, Wrap(b, column, x[from + i]), static_cast<double>(stride));
@@ -143,8 +142,8 @@ absl::Status CheckTuples(NodeContext& c, int batch) {
   }
   for (int i = 0; i < batch; ++i) {
     if (x[i] != indices[i]) {
-      return InvalidArgument("indices ", indices.ToString(), " for ", x.ToString(), " with ",
-                             batch, " batch dimensions");
+      return InvalidArgument("indices ", indices.ToString(), " for ", x.ToString(), " with ", batch,
+                             " batch dimensions");
     }
   }
   return absl::OkStatus();
@@ -202,8 +201,7 @@ Outputs OneHot(NodeContext& c) {
   TANDEM_ASSIGN_OR_RETURN(const int axis, NormalizeAxis(c.Int("axis", -1), c.rank(0) + 1));
   const Value zero = b.Scalar(0, DType::kI64);
   Value i = compose::CastTo(b, c.In(0), DType::kI64);
-  i = ops::Where(b, ops::Less(b, i, zero),
-                 compose::AddScalar(b, i, static_cast<double>(depth)), i);
+  i = ops::Where(b, ops::Less(b, i, zero), compose::AddScalar(b, i, static_cast<double>(depth)), i);
   Shape line;
   for (int k = 0; k <= c.rank(0); ++k) line.push_back(k == axis ? depth : 1);
   const Value hit = ops::Equal(b, compose::ExpandAxis(b, i, axis),
@@ -282,11 +280,11 @@ Outputs TopK(NodeContext& c) {
   for (int64_t i = 0; i < k; ++i) {
     // The extreme of those not taken replaces the taken ones, and a tie with it is told apart.
     const Value free = ops::Not(b, taken);
-    const Value worst = largest ? ops::ReduceMin(b, left, {axis}, true)
-                                : ops::ReduceMax(b, left, {axis}, true);
+    const Value worst =
+        largest ? ops::ReduceMin(b, left, {axis}, true) : ops::ReduceMax(b, left, {axis}, true);
     const Value masked = ops::Where(b, free, left, worst);
-    const Value best = largest ? ops::ReduceMax(b, masked, {axis}, true)
-                               : ops::ReduceMin(b, masked, {axis}, true);
+    const Value best =
+        largest ? ops::ReduceMax(b, masked, {axis}, true) : ops::ReduceMin(b, masked, {axis}, true);
     const Value candidate = ops::And(b, ops::Equal(b, masked, best), free);
     const Value index = ops::ArgMax(b, ops::Cast(b, candidate, DType::kI32), axis, true);
     taken = ops::Or(b, taken, ops::Equal(b, positions, index));
@@ -318,17 +316,17 @@ Outputs ReverseSequence(NodeContext& c) {
   const Value rows = ops::Reshape(b, compose::Iota(b, batches), {batches, 1});
   if (batch_axis == 1) {  // x (time, batch, ...)
     source = ops::Transpose(b, source, {1, 0});
-    const Value place =
-        ops::Add(b, compose::Scale(b, source, static_cast<double>(batches)),
-                 ops::Transpose(b, rows, {1, 0}));
+    const Value place = ops::Add(b, compose::Scale(b, source, static_cast<double>(batches)),
+                                 ops::Transpose(b, rows, {1, 0}));
     return One(ops::Reshape(
-        b, ops::Gather(b, ops::Reshape(b, c.In(0), {steps * batches, x.Count(2, x.rank())}), place, 0),
+        b,
+        ops::Gather(b, ops::Reshape(b, c.In(0), {steps * batches, x.Count(2, x.rank())}), place, 0),
         x));
   }
-  const Value place =
-      ops::Add(b, compose::Scale(b, rows, static_cast<double>(steps)), source);
+  const Value place = ops::Add(b, compose::Scale(b, rows, static_cast<double>(steps)), source);
   return One(ops::Reshape(
-      b, ops::Gather(b, ops::Reshape(b, c.In(0), {steps * batches, x.Count(2, x.rank())}), place, 0),
+      b,
+      ops::Gather(b, ops::Reshape(b, c.In(0), {steps * batches, x.Count(2, x.rank())}), place, 0),
       x));
 }
 

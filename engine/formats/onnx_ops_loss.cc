@@ -44,14 +44,13 @@ Outputs Loss(NodeContext& c, Value rows) {
   const Value target = ops::Reshape(b, ops::Cast(b, c.In(1), DType::kI64), {count});
   const Value last = b.Scalar(static_cast<double>(classes - 1), DType::kI64);
   const Value inside = ops::Min(b, ops::Max(b, target, b.Scalar(0, DType::kI64)), last);
-  const Value places = ops::Add(
-      b, compose::Scale(b, compose::Iota(b, count), static_cast<double>(classes)), inside);
+  const Value places =
+      ops::Add(b, compose::Scale(b, compose::Iota(b, count), static_cast<double>(classes)), inside);
   const Value chosen = ops::Gather(b, ops::Reshape(b, rows, {count * classes}), places, 0);
   Value weight;
   if (c.Has(2)) weight = ops::Gather(b, c.In(2), inside, 0);
   if (c.HasAttribute("ignore_index")) {
-    const Value ignored =
-        b.Constant(Tensor::Scalar<int64_t>(c.Int("ignore_index", 0)));
+    const Value ignored = b.Constant(Tensor::Scalar<int64_t>(c.Int("ignore_index", 0)));
     const Value kept = ops::Cast(b, ops::Not(b, ops::Equal(b, target, ignored)), b.dtype(chosen));
     weight = weight.valid() ? ops::Mul(b, weight, kept) : kept;
   }
@@ -61,8 +60,8 @@ Outputs Loss(NodeContext& c, Value rows) {
   if (reduction == "sum") return One(ops::ReduceSum(b, loss, {0}, false));
   if (reduction != "mean") return InvalidArgument("attribute reduction='", reduction, "'");
   if (!weight.valid()) return One(ops::ReduceMean(b, loss, {0}, false));
-  return One(ops::Div(b, ops::ReduceSum(b, loss, {0}, false),
-                      ops::ReduceSum(b, weight, {0}, false)));
+  return One(
+      ops::Div(b, ops::ReduceSum(b, loss, {0}, false), ops::ReduceSum(b, weight, {0}, false)));
 }
 
 Outputs NegativeLogLikelihoodLoss(NodeContext& c) {

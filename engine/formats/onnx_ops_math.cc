@@ -139,9 +139,7 @@ Outputs CastLike(NodeContext& c) {
   return One(CastLikeOnnx(c.b, c.In(0), c.dtype(1)));
 }
 
-Outputs IsNaN(NodeContext& c) {
-  return One(ops::Not(c.b, ops::Equal(c.b, c.In(0), c.In(0))));
-}
+Outputs IsNaN(NodeContext& c) { return One(ops::Not(c.b, ops::Equal(c.b, c.In(0), c.In(0)))); }
 
 Outputs IsInf(NodeContext& c) {
   const double infinity = std::numeric_limits<double>::infinity();
@@ -154,19 +152,6 @@ Outputs IsInf(NodeContext& c) {
   if (positive) return One(up);
   if (negative) return One(down);
   return One(ops::And(c.b, up, down));  // never
-}
-
-// Of two's complement: -1 - x; of unsigned integers: the largest - x.
-Outputs BitwiseNot(NodeContext& c) {
-  const DType dtype = c.dtype(0);
-  double ones = -1;
-  if (dtype == DType::kU8) ones = 0xff;
-  if (dtype == DType::kU16) ones = 0xffff;
-  if (dtype == DType::kU32) ones = 0xffffffff;
-  if (IsFloat(dtype) || dtype == DType::kBool || dtype == DType::kU64) {
-    return Unimplemented("BitwiseNot of ", DTypeName(dtype));
-  }
-  return One(ops::Sub(c.b, Like(c.b, ones, c.In(0)), c.In(0)));
 }
 
 Value Tan(Builder& b, Value x) { return ops::Div(b, ops::Sin(b, x), ops::Cos(b, x)); }
@@ -250,7 +235,6 @@ constexpr OnnxOp kOps[] = {
     Op1("Asinh", Unary<Asinh>),
     Op1("Atan", Unary<compose::Atan>),
     Op1("Atanh", Unary<Atanh>),
-    Op1("BitwiseNot", BitwiseNot),
     Op1("Cast", Cast),
     {.name = "CastLike",
      .convert = CastLike,
@@ -281,11 +265,7 @@ constexpr OnnxOp kOps[] = {
     Op1("Neg", Unary<ops::Neg>),
     Op1("Not", Unary<ops::Not>),
     Op2("Or", Binary<ops::Or>),
-    {.name = "Pow",
-     .convert = Pow,
-     .min_inputs = 2,
-     .max_inputs = 2,
-     .fixed_inputs = InputSet(1)},
+    {.name = "Pow", .convert = Pow, .min_inputs = 2, .max_inputs = 2, .fixed_inputs = InputSet(1)},
     Op1("Reciprocal", Unary<ops::Reciprocal>),
     Op1("Round", Unary<ops::Round>),
     Op1("Sign", Unary<ops::Sign>),

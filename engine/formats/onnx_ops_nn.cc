@@ -49,8 +49,22 @@ absl::Status CheckPlanar(const OnnxWindow& window) {
 Outputs Conv(NodeContext& c) {
   TANDEM_RETURN_IF_ERROR(CheckWeight(c));
   TANDEM_ASSIGN_OR_RETURN(const OnnxWindow window, ReadWindow(c, SpatialDims(c.shape(1))));
-  return One(
-      ConvSpatial(c.b, c.In(0), c.In(1), c.In(2), OptionsOf(window, c.Int("group", 1))));
+  return One(ConvSpatial(c.b, c.In(0), c.In(1), c.In(2), OptionsOf(window, c.Int("group", 1))));
+}
+
+// What a window makes of x's dimensions when it is transposed: stride (size - 1) + extent.
+absl::StatusOr<std::vector<int64_t>> TransposedExtents(const Shape& x, const OnnxWindow& window) {
+  std::vector<int64_t> whole;
+  for (int i = 0; i < window.spatial(); ++i) {
+    const int64_t size = x[i + 2];
+    const int64_t extent = (window.kernel[i] - 1) * window.dilations[i] + 1;
+    if (size < 1 || size > kMaxTensorBytes / window.strides[i] || extent > kMaxTensorBytes) {
+      return InvalidArgument("dimension ", i + 2, " of ", x.ToString(), " with stride ",
+                             window.strides[i], " and a kernel over ", extent);
+    }
+    whole.push_back(window.strides[i] * (size - 1) + extent);
+  }
+  return whole;
 }
 
 // Where a transposed convolution's whole output is cut (or, where negative, extended by zeros).
@@ -110,12 +124,7 @@ Outputs ConvTranspose(NodeContext& c) {
   if (static_cast<int>(output_padding.size()) != spatial) {
     return InvalidArgument("attribute output_padding has ", output_padding.size(), " entries");
   }
-  std::vector<int64_t> whole;
-  for (int i = 0; i < spatial; ++i) {
-    whole.push_back(window.strides[i] * (x[i + 2] - 1) +
-                    (window.kernel[i] - 1) * window.dilations[i] + 1);
-    if (x[i + 2] < 1) return InvalidArgument("input ", x.ToString(), " is empty");
-  }
+  TANDEM_ASSIGN_OR_RETURN(const std::vector<int64_t> whole, TransposedExtents(x, window));
   TANDEM_ASSIGN_OR_RETURN(const Cut cut, TransposedPadding(c, window, whole, output_padding));
   Shape y_shape{x[0], weight[1] * groups};
   std::vector<int64_t> before(2, 0), after(2, 0);
@@ -168,8 +177,7 @@ Outputs MaxPool(NodeContext& c) {
     const Value width = c.Scalar(static_cast<double>(x[3]), DType::kI64);
     const Value row = ops::Div(c.b, indices, width);
     const Value column = ops::Sub(c.b, indices, ops::Mul(c.b, row, width));
-    indices =
-        ops::Add(c.b, compose::Scale(c.b, column, static_cast<double>(x[2])), row);
+    indices = ops::Add(c.b, compose::Scale(c.b, column, static_cast<double>(x[2])), row);
   }
   return std::vector<Value>{pooled[0], ops::Add(c.b, indices, PlaneOffsets(c.b, x))};
 }
@@ -180,9 +188,9 @@ Outputs MaxUnpool(NodeContext& c) {
   TANDEM_RETURN_IF_ERROR(CheckPlanar(window));
   const Shape x = c.shape(0);
   Shape shape{x[0], x[1]};
+  TANDEM_ASSIGN_OR_RETURN(const std::vector<int64_t> whole, TransposedExtents(x, window));
   for (int i = 0; i < window.spatial(); ++i) {
-    shape.push_back((x[i + 2] - 1) * window.strides[i] + window.kernel[i] - window.pads_begin[i] -
-                    window.pads_end[i]);
+    shape.push_back(whole[i] - window.pads_begin[i] - window.pads_end[i]);
     if (shape[-1] < 1) return InvalidArgument("the padding leaves nothing of dimension ", i + 2);
   }
   if (c.shape(1) != x) {
@@ -196,10 +204,8 @@ Outputs MaxUnpool(NodeContext& c) {
     }
   }
   const Value local = ops::Sub(c.b, c.In(1), PlaneOffsets(c.b, shape));
-  const Value last =
-      c.Scalar(static_cast<double>(shape.Count(2, shape.rank()) - 1), DType::kI64);
-  const Value inside =
-      ops::Min(c.b, ops::Max(c.b, local, c.Scalar(0, DType::kI64)), last);
+  const Value last = c.Scalar(static_cast<double>(shape.Count(2, shape.rank()) - 1), DType::kI64);
+  const Value inside = ops::Min(c.b, ops::Max(c.b, local, c.Scalar(0, DType::kI64)), last);
   return One(ops::MaxPoolGrad(c.b, c.In(0), inside, shape));
 }
 
@@ -257,8 +263,7 @@ Outputs GlobalLpPool(NodeContext& c) {
   TANDEM_RETURN_IF_ERROR(CheckSpatial(c));
   const double p = c.opset() < 2 ? c.Float("p", 2) : static_cast<double>(c.Int("p", 2));
   if (!(p > 0)) return InvalidArgument("attribute p=", p);
-  const Value sum =
-      ops::ReduceSum(c.b, Power(c.b, c.In(0), p), SpatialAxes(c.rank(0)), true);
+  const Value sum = ops::ReduceSum(c.b, Power(c.b, c.In(0), p), SpatialAxes(c.rank(0)), true);
   return One(Root(c.b, sum, p));
 }
 
@@ -320,7 +325,8 @@ Outputs Gemm(NodeContext& c) {
   const Shape shape = c.b.shape(y);
   y = ops::Add(c.b, y, compose::Scale(c.b, c.In(2), beta));
   if (c.b.ok() && c.b.shape(y) != shape) {
-    return InvalidArgument("C ", c.shape(2).ToString(), " does not broadcast to ", shape.ToString());
+    return InvalidArgument("C ", c.shape(2).ToString(), " does not broadcast to ",
+                           shape.ToString());
   }
   return One(y);
 }

@@ -36,25 +36,43 @@ absl::Status CheckPerChannel(NodeContext& c, int i, int64_t channels) {
   return InvalidArgument("input ", i, " is ", c.shape(i).ToString(), ", expected (", channels, ")");
 }
 
-// (x - mean) rsqrt(var + epsilon) scale + bias with the statistics of training.
+// (x - mean) rsqrt(var + epsilon) scale + bias, with the statistics of training; in training mode
+// with the batch's own.
 Outputs BatchNormalization(NodeContext& c) {
   const Shape shape = c.shape(0);
-  const double epsilon = c.Float("epsilon", 1e-5);
-  c.IgnoreAttribute("momentum");  // of training mode
+  const double epsilon = c.Float("epsilon", 1e-5), momentum = c.Float("momentum", 0.9);
   c.IgnoreAttribute("consumed_inputs");
-  if (c.opset() < 7) TANDEM_RETURN_IF_ERROR(c.RequireInt("is_test", 1));
+  if (c.opset() < 7 && c.Int("is_test", 0) == 0) {
+    return Unimplemented("attribute is_test=0 (training) is not supported");
+  }
   if (c.opset() < 9) TANDEM_RETURN_IF_ERROR(c.RequireInt("spatial", 1));
-  TANDEM_RETURN_IF_ERROR(c.RequireInt("training_mode", 0));
-  if (c.WantsOutput(1)) return Unimplemented("training mode's outputs are not supported");
+  const bool training = c.opset() >= 14 && c.Int("training_mode", 0) != 0;
+  if (c.WantsOutput(1) && !training) {
+    return Unimplemented("outputs beside the first are not supported outside training mode");
+  }
   if (shape.rank() < 2) return InvalidArgument("input is ", shape.ToString(), ", without channels");
   for (int i = 1; i <= 4; ++i) TANDEM_RETURN_IF_ERROR(CheckPerChannel(c, i, shape[1]));
   const int trailing = shape.rank() - 2;
-  const Value rstd = ops::Rsqrt(c.b, compose::AddScalar(c.b, c.In(4), epsilon));
+  Value mean = c.In(3), variance = c.In(4), running_mean, running_variance;
+  if (training) {
+    std::vector<int64_t> axes = {0};
+    for (int i = 2; i < shape.rank(); ++i) axes.push_back(i);
+    mean = ops::ReduceMean(c.b, c.In(0), axes, false);
+    const Value away = ops::Sub(c.b, c.In(0), compose::AsChannels(c.b, mean, trailing));
+    variance = ops::ReduceMean(c.b, ops::Square(c.b, away), axes, false);
+    const auto run = [&](Value old, Value current) {
+      return ops::Add(c.b, compose::Scale(c.b, old, momentum),
+                      compose::Scale(c.b, current, 1 - momentum));
+    };
+    running_mean = run(c.In(3), mean);
+    running_variance = run(c.In(4), variance);
+  }
+  const Value rstd = ops::Rsqrt(c.b, compose::AddScalar(c.b, variance, epsilon));
   const Value factor = compose::AsChannels(c.b, ops::Mul(c.b, c.In(1), rstd), trailing);
-  const Value centred =
-      ops::Sub(c.b, c.In(0), compose::AsChannels(c.b, c.In(3), trailing));
-  return One(ops::Add(c.b, ops::Mul(c.b, centred, factor),
-                      compose::AsChannels(c.b, c.In(2), trailing)));
+  const Value centred = ops::Sub(c.b, c.In(0), compose::AsChannels(c.b, mean, trailing));
+  const Value y =
+      ops::Add(c.b, ops::Mul(c.b, centred, factor), compose::AsChannels(c.b, c.In(2), trailing));
+  return std::vector<Value>{y, running_mean, running_variance};
 }
 
 // Rows of `width` elements normalized to mean 0 and variance 1.
@@ -67,8 +85,8 @@ Outputs InstanceNormalization(NodeContext& c) {
   c.IgnoreAttribute("consumed_inputs");
   if (shape.rank() < 3) return InvalidArgument("input is ", shape.ToString());
   for (int i = 1; i <= 2; ++i) TANDEM_RETURN_IF_ERROR(CheckPerChannel(c, i, shape[1]));
-  const Value rows = NormalizeRows(c.b, c.In(0), shape[0] * shape[1],
-                                   shape.Count(2, shape.rank()), c.Float("epsilon", 1e-5));
+  const Value rows = NormalizeRows(c.b, c.In(0), shape[0] * shape[1], shape.Count(2, shape.rank()),
+                                   c.Float("epsilon", 1e-5));
   const Value y = ops::Reshape(c.b, rows, shape);
   const int trailing = shape.rank() - 2;
   return One(ops::Add(c.b, ops::Mul(c.b, y, compose::AsChannels(c.b, c.In(1), trailing)),
@@ -90,11 +108,10 @@ Outputs GroupNormalization(NodeContext& c) {
   for (int i = 1; i <= 2; ++i) {
     TANDEM_RETURN_IF_ERROR(CheckPerChannel(c, i, per_group ? groups : shape[1]));
   }
-  Value y = NormalizeRows(c.b, c.In(0), shape[0] * groups,
-                          shape.Count(1, shape.rank()) / groups, c.Float("epsilon", 1e-5));
-  const Shape grouped = per_group
-                            ? Shape{shape[0], groups, shape.Count(1, shape.rank()) / groups}
-                            : Shape{shape[0], shape[1], shape.Count(2, shape.rank())};
+  Value y = NormalizeRows(c.b, c.In(0), shape[0] * groups, shape.Count(1, shape.rank()) / groups,
+                          c.Float("epsilon", 1e-5));
+  const Shape grouped = per_group ? Shape{shape[0], groups, shape.Count(1, shape.rank()) / groups}
+                                  : Shape{shape[0], shape[1], shape.Count(2, shape.rank())};
   y = ops::Reshape(c.b, y, grouped);
   y = ops::Add(c.b, ops::Mul(c.b, y, compose::AsChannels(c.b, c.In(1), 1)),
                compose::AsChannels(c.b, c.In(2), 1));
@@ -136,8 +153,8 @@ Outputs LayerNormalization(NodeContext& c) {
   const auto flat = [&](int i) {
     return fused && c.Has(i) ? ops::Reshape(c.b, c.In(i), {r.width}) : Value{};
   };
-  std::vector<Value> outputs = ops::LayerNorm(
-      c.b, ops::Reshape(c.b, c.In(0), {r.rows, r.width}), flat(1), flat(2), epsilon);
+  std::vector<Value> outputs =
+      ops::LayerNorm(c.b, ops::Reshape(c.b, c.In(0), {r.rows, r.width}), flat(1), flat(2), epsilon);
   outputs[0] = ops::Reshape(c.b, outputs[0], shape);
   if (!fused) {
     outputs[0] = ops::Mul(c.b, outputs[0], c.In(1));
@@ -152,8 +169,8 @@ Outputs RmsNormalization(NodeContext& c) {
   const bool fused = SpansRow(c, 1, r);
   const Value gamma = fused ? ops::Reshape(c.b, c.In(1), {r.width}) : Value{};
   const Value rows = ops::Reshape(c.b, c.In(0), {r.rows, r.width});
-  const Value y = ops::Reshape(c.b, ops::RmsNorm(c.b, rows, gamma, c.Float("epsilon", 1e-5))[0],
-                               c.shape(0));
+  const Value y =
+      ops::Reshape(c.b, ops::RmsNorm(c.b, rows, gamma, c.Float("epsilon", 1e-5))[0], c.shape(0));
   return One(fused ? y : ops::Mul(c.b, y, c.In(1)));
 }
 
@@ -161,8 +178,7 @@ Outputs RmsNormalization(NodeContext& c) {
 Outputs MeanVarianceNormalization(NodeContext& c) {
   std::vector<int64_t> axes = c.Ints("axes");
   if (axes.empty()) axes = {0, 2, 3};
-  const Value centred =
-      ops::Sub(c.b, c.In(0), ops::ReduceMean(c.b, c.In(0), axes, true));
+  const Value centred = ops::Sub(c.b, c.In(0), ops::ReduceMean(c.b, c.In(0), axes, true));
   const Value variance = ops::ReduceMean(c.b, ops::Square(c.b, centred), axes, true);
   const Value deviation = compose::AddScalar(c.b, ops::Sqrt(c.b, variance), 1e-9);
   return One(ops::Div(c.b, centred, deviation));
@@ -174,9 +190,9 @@ Outputs LpNormalization(NodeContext& c) {
   const int64_t p = c.Int("p", 2);
   if (p != 1 && p != 2) return InvalidArgument("attribute p=", p, ", expected 1 or 2");
   const Value x = c.In(0);
-  const Value norm =
-      p == 1 ? ops::ReduceSum(c.b, ops::Abs(c.b, x), {axis}, true)
-             : ops::Sqrt(c.b, ops::ReduceSum(c.b, ops::Square(c.b, x), {axis}, true));
+  const Value norm = p == 1
+                         ? ops::ReduceSum(c.b, ops::Abs(c.b, x), {axis}, true)
+                         : ops::Sqrt(c.b, ops::ReduceSum(c.b, ops::Square(c.b, x), {axis}, true));
   const Value zero = compose::Like(c.b, 0, x), none = ops::Equal(c.b, norm, zero);
   const Value divisor = ops::Where(c.b, none, compose::Like(c.b, 1, x), norm);
   return One(ops::Where(c.b, none, zero, ops::Div(c.b, x, divisor)));
@@ -188,18 +204,12 @@ constexpr OnnxOp kOps[] = {
      .min_inputs = 5,
      .max_inputs = 5,
      .fixed_inputs = InputSet(3, 4)},
-    {.name = "GroupNormalization",
-     .convert = GroupNormalization,
-     .min_inputs = 3,
-     .max_inputs = 3},
+    {.name = "GroupNormalization", .convert = GroupNormalization, .min_inputs = 3, .max_inputs = 3},
     {.name = "InstanceNormalization",
      .convert = InstanceNormalization,
      .min_inputs = 3,
      .max_inputs = 3},
-    {.name = "LayerNormalization",
-     .convert = LayerNormalization,
-     .min_inputs = 2,
-     .max_inputs = 3},
+    {.name = "LayerNormalization", .convert = LayerNormalization, .min_inputs = 2, .max_inputs = 3},
     {.name = "LogSoftmax", .convert = Softmax<ops::LogSoftmax>},
     {.name = "LpNormalization", .convert = LpNormalization},
     {.name = "MeanVarianceNormalization", .convert = MeanVarianceNormalization},

@@ -47,9 +47,9 @@ absl::StatusOr<Value> PerAxis(NodeContext& c, Value v, const Shape& x, int axis,
     return InvalidArgument("a scale or zero point of ", shape.ToString(), " for ", x.ToString(),
                            " along axis ", axis, " with block_size=", block_size);
   }
-  std::vector<int64_t> blocks(x[axis]);
-  for (int64_t i = 0; i < x[axis]; ++i) blocks[i] = i / block_size;
-  return ops::Gather(b, v, c.Int64s(blocks), axis);
+  const Value block =
+      ops::Div(b, compose::Iota(b, x[axis]), b.Constant(Tensor::Scalar<int64_t>(block_size)));
+  return ops::Gather(b, v, block, axis);
 }
 
 struct Quantization {
@@ -75,7 +75,8 @@ absl::StatusOr<DType> DTypeAttribute(NodeContext& c, std::string_view name, DTyp
   return DTypeFromOnnx(static_cast<int32_t>(type), StrCat("attribute '", name, "'"));
 }
 
-// saturate(round(x / scale) + zero_point); round halves to even. zero_point is of the result's type.
+// saturate(round(x / scale) + zero_point); round halves to even. zero_point is of the result's
+// type.
 absl::StatusOr<Value> Saturate(Builder& b, Value ratio, Value zero_point, DType dtype) {
   TANDEM_ASSIGN_OR_RETURN(const Limits limits, LimitsOf(dtype));
   Value y = ops::Round(b, ratio);
@@ -134,27 +135,26 @@ Outputs DynamicQuantizeLinear(NodeContext& c) {
   const Value scale = ops::Div(b, ops::Sub(b, high, low), most);
   // A tensor of zeros has scale 0: its quotients are 0 / 1.
   const Value divisor = ops::Where(b, ops::Equal(b, scale, zero), c.Scalar(1), scale);
-  TANDEM_ASSIGN_OR_RETURN(
-      const Value zero_point,
-      Saturate(b, ops::Div(b, ops::Neg(b, low), divisor), Value{}, DType::kU8));
+  TANDEM_ASSIGN_OR_RETURN(const Value zero_point,
+                          Saturate(b, ops::Div(b, ops::Neg(b, low), divisor), Value{}, DType::kU8));
   TANDEM_ASSIGN_OR_RETURN(const Value y,
                           Saturate(b, ops::Div(b, x, divisor), zero_point, DType::kU8));
   return std::vector<Value>{y, scale, zero_point};
 }
 
-// x - zero_point as f64, in which sums of products of 8-bit differences are exact.
+// x - zero_point as i32, in which products of 8-bit differences are summed exactly.
 absl::StatusOr<Value> Centred(NodeContext& c, int i, int zero, const Shape& broadcast) {
   const DType dtype = c.dtype(i);
   if (dtype != DType::kU8 && dtype != DType::kI8) {
     return Unimplemented("input ", i, " of ", DTypeName(dtype), " is not supported");
   }
-  const Value x = ops::Cast(c.b, c.In(i), DType::kF64);
+  const Value x = ops::Cast(c.b, c.In(i), DType::kI32);
   if (!c.Has(zero)) return x;
   if (c.dtype(zero) != dtype) {
     return InvalidArgument("input ", i, " is ", DTypeName(dtype), ", its zero point ",
                            DTypeName(c.dtype(zero)));
   }
-  Value z = ops::Cast(c.b, c.In(zero), DType::kF64);
+  Value z = ops::Cast(c.b, c.In(zero), DType::kI32);
   if (broadcast.rank() > 0 && c.rank(zero) == 1) {
     z = c.shape(zero).num_elements() == 1 ? ops::Reshape(c.b, z, Shape())
                                           : ops::Reshape(c.b, z, broadcast);
@@ -170,7 +170,7 @@ Outputs MatMulInteger(NodeContext& c) {
   if (c.rank(0) < 2 || c.rank(1) < 2) return Unimplemented("vectors are not supported");
   TANDEM_ASSIGN_OR_RETURN(const Value a, Centred(c, 0, 2, c.Has(2) ? Rows(c, 2) : Shape()));
   TANDEM_ASSIGN_OR_RETURN(const Value x, Centred(c, 1, 3, c.Has(3) ? Columns(c, 3) : Shape()));
-  return One(ops::Cast(c.b, ops::MatMul(c.b, a, x), DType::kI32));
+  return One(ops::MatMul(c.b, a, x));
 }
 
 // A scale as a float that broadcasts over rows or columns.
@@ -186,11 +186,10 @@ Outputs QLinearMatMul(NodeContext& c) {
   TANDEM_ASSIGN_OR_RETURN(const Value x, Centred(c, 3, 5, Columns(c, 5)));
   Builder& b = c.b;
   const Value product = ops::Cast(b, ops::MatMul(b, a, x), DType::kF32);
-  const Value scaled = ops::Mul(b, ops::Mul(b, product, ScaleOf(c, 1, Rows(c, 1))),
-                                ScaleOf(c, 4, Columns(c, 4)));
-  TANDEM_ASSIGN_OR_RETURN(
-      const Value y, Saturate(b, ops::Div(b, scaled, ScaleOf(c, 6, Rows(c, 6))),
-                              ScaleOf(c, 7, Rows(c, 7)), c.dtype(7)));
+  const Value scaled =
+      ops::Mul(b, ops::Mul(b, product, ScaleOf(c, 1, Rows(c, 1))), ScaleOf(c, 4, Columns(c, 4)));
+  TANDEM_ASSIGN_OR_RETURN(const Value y, Saturate(b, ops::Div(b, scaled, ScaleOf(c, 6, Rows(c, 6))),
+                                                  ScaleOf(c, 7, Rows(c, 7)), c.dtype(7)));
   return One(y);
 }
 
@@ -263,10 +262,11 @@ Outputs QLinearConv(NodeContext& c) {
   const Value w_scale = c.shape(4).num_elements() == 1
                             ? ops::Reshape(b, c.In(4), Shape())
                             : compose::AsChannels(b, c.In(4), window.spatial());
-  const Value scale = ops::Div(
-      b, ops::Mul(b, ops::Reshape(b, c.In(1), Shape()), w_scale), ops::Reshape(b, c.In(6), Shape()));
-  TANDEM_ASSIGN_OR_RETURN(const Value y, Saturate(b, ops::Mul(b, ops::Cast(b, sum, DType::kF32), scale),
-                                                  ops::Reshape(b, c.In(7), Shape()), c.dtype(7)));
+  const Value scale = ops::Div(b, ops::Mul(b, ops::Reshape(b, c.In(1), Shape()), w_scale),
+                               ops::Reshape(b, c.In(6), Shape()));
+  TANDEM_ASSIGN_OR_RETURN(const Value y,
+                          Saturate(b, ops::Mul(b, ops::Cast(b, sum, DType::kF32), scale),
+                                   ops::Reshape(b, c.In(7), Shape()), c.dtype(7)));
   return One(y);
 }
 

@@ -25,17 +25,22 @@ struct ActivationInfo {
   double alpha, beta;
 };
 constexpr ActivationInfo kActivations[] = {
-    {"sigmoid", 0, 0, 0},        {"tanh", 0, 0, 0},       {"relu", 0, 0, 0},
-    {"softsign", 0, 0, 0},       {"softplus", 0, 0, 0},   {"elu", 1, 1, 0},
-    {"leakyrelu", 1, 0.01, 0},   {"affine", 2, 1, 0},     {"scaledtanh", 2, 1, 1},
-    {"hardsigmoid", 2, 0.2, 0.5}, {"thresholdedrelu", 1, 1, 0},
+    {"sigmoid", 0, 0, 0},
+    {"tanh", 0, 0, 0},
+    {"relu", 0, 0, 0},
+    {"softsign", 0, 0, 0},
+    {"softplus", 0, 0, 0},
+    {"elu", 1, 1, 0},
+    {"leakyrelu", 1, 0.01, 0},
+    {"affine", 2, 1, 0},
+    {"scaledtanh", 2, 1, 1},
+    {"hardsigmoid", 2, 0.2, 0.5},
+    {"thresholdedrelu", 1, 1, 0},
 };
 
 Value Apply(Builder& b, const Activation& f, Value x) {
   const auto like = [&](double value) { return compose::Like(b, value, x); };
-  const auto affine = [&] {
-    return compose::AddScalar(b, compose::Scale(b, x, f.alpha), f.beta);
-  };
+  const auto affine = [&] { return compose::AddScalar(b, compose::Scale(b, x, f.alpha), f.beta); };
   if (f.name == "sigmoid") return ops::Sigmoid(b, x);
   if (f.name == "tanh") return ops::Tanh(b, x);
   if (f.name == "relu") return ops::Relu(b, x);
@@ -75,10 +80,10 @@ struct Recurrent {
 struct Direction {
   bool reversed = false;
   std::span<const Activation> f;
-  Value x;       // (T, B, gates H), the input's part of the gates with its bias
-  Value r;       // (gates H, H)
-  Value r_bias;  // (gates H); may be invalid
-  Value h, c;    // (B, H), the states
+  Value x;         // (T, B, gates H), the input's part of the gates with its bias
+  Value r;         // (gates H, H)
+  Value r_bias;    // (gates H); may be invalid
+  Value h, c;      // (B, H), the states
   Value peephole;  // (3 H); may be invalid
 };
 
@@ -88,7 +93,8 @@ absl::StatusOr<std::vector<Activation>> ReadActivations(NodeContext& c, int dire
   const std::vector<double> alphas = c.Floats("activation_alpha");
   const std::vector<double> betas = c.Floats("activation_beta");
   if (names.empty()) {
-    for (int i = 0; i < directions; ++i) names.insert(names.end(), defaults.begin(), defaults.end());
+    for (int i = 0; i < directions; ++i)
+      names.insert(names.end(), defaults.begin(), defaults.end());
   }
   if (names.size() != directions * defaults.size()) {
     return InvalidArgument("attribute activations has ", names.size(), " entries, expected ",
@@ -235,8 +241,8 @@ void StepLstm(Builder& b, const Recurrent& r, Direction& d, Value x, bool input_
   const auto gate = [&](int k, const Activation& f, int peephole, Value cell) {
     Value v = Gate(b, r, gates, k);
     if (d.peephole.valid() && cell.valid()) {
-      const Value p = compose::SliceAxis(b, d.peephole, 0, peephole * r.hidden,
-                                         (peephole + 1) * r.hidden);
+      const Value p =
+          compose::SliceAxis(b, d.peephole, 0, peephole * r.hidden, (peephole + 1) * r.hidden);
       v = ops::Add(b, v, ops::Mul(b, p, cell));
     }
     return Apply(b, f, Clipped(b, r, v));

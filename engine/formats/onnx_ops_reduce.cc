@@ -89,8 +89,8 @@ Outputs ReduceLogSumExp(NodeContext& c) {
     return One(compose::CastTo(b, ops::Log(b, sum), dtype));
   }
   const Value largest = ops::ReduceMax(b, x, r.axes, true);
-  const Value infinite = ops::Equal(
-      b, ops::Abs(b, largest), Like(b, std::numeric_limits<double>::infinity(), largest));
+  const Value infinite = ops::Equal(b, ops::Abs(b, largest),
+                                    Like(b, std::numeric_limits<double>::infinity(), largest));
   const Value m = ops::Where(b, infinite, Like(b, 0, largest), largest);
   const Value sum = ops::ReduceSum(b, ops::Exp(b, ops::Sub(b, x, m)), r.axes, true);
   Value y = ops::Add(b, ops::Log(b, sum), m);

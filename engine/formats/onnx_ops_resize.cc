@@ -51,8 +51,7 @@ double SourcePlace(const ResizeSpec& spec, const Axis& a, int64_t i) {
   }
   if (spec.coordinates == "tf_crop_and_resize") {
     if (a.output == 1) return 0.5 * (a.roi_start + a.roi_end) * (input - 1);
-    return a.roi_start * (input - 1) +
-           x * (a.roi_end - a.roi_start) * (input - 1) / (output - 1);
+    return a.roi_start * (input - 1) + x * (a.roi_end - a.roi_start) * (input - 1) / (output - 1);
   }
   return (x + 0.5) / a.scale - 0.5;  // half_pixel
 }
@@ -116,8 +115,9 @@ Value Nearest(Builder& b, Value x, const ResizeSpec& spec, const Axis& a) {
     repeats = repeats && indices[i] == i / factor;
   }
   if (!repeats) {
-    return ops::Gather(b, x, b.Constant(Tensor::Of<int64_t>({a.output}, std::span<const int64_t>(indices))),
-                       a.axis);
+    return ops::Gather(
+        b, x, b.Constant(Tensor::Of<int64_t>({a.output}, std::span<const int64_t>(indices))),
+        a.axis);
   }
   Shape shape = b.shape(x);
   std::vector<int64_t> apart = compose::Dims(shape);
@@ -131,8 +131,7 @@ Value Nearest(Builder& b, Value x, const ResizeSpec& spec, const Axis& a) {
 Value Interpolate(Builder& b, Value x, const ResizeSpec& spec, const Axis& a) {
   Tensor weights = Tensor::Zeros({DType::kF32, {a.output, a.input}});
   for (int64_t i = 0; i < a.output; ++i) {
-    FillRow(spec, a, SourcePlace(spec, a, i),
-            weights.data<float>().subspan(i * a.input, a.input));
+    FillRow(spec, a, SourcePlace(spec, a, i), weights.data<float>().subspan(i * a.input, a.input));
   }
   const int last = b.shape(x).rank() - 1;
   const Value front = compose::SwapAxes(b, x, a.axis, last);
@@ -177,8 +176,8 @@ absl::StatusOr<ResizeSpec> ReadSpec(NodeContext& c) {
     return InvalidArgument("attribute mode='", mode, "' is unknown");
   }
   const bool first_version = c.opset() < 11;  // asymmetric, rounding down
-  spec.coordinates = c.String("coordinate_transformation_mode",
-                              first_version ? "asymmetric" : "half_pixel");
+  spec.coordinates =
+      c.String("coordinate_transformation_mode", first_version ? "asymmetric" : "half_pixel");
   spec.nearest = c.String("nearest_mode", first_version ? "floor" : "round_prefer_floor");
   spec.cubic_a = c.Float("cubic_coeff_a", -0.75);
   spec.exclude_outside = c.Int("exclude_outside", 0) != 0;

@@ -23,16 +23,14 @@ Outputs CausalConvWithState(NodeContext& c) {
   const int64_t carried = w[2] - 1;
   const Shape state{x[0], x[1], carried};
   if (c.Has(3) && c.shape(3) != state) {
-    return InvalidArgument("past_state is ", c.shape(3).ToString(), ", expected ", state.ToString());
+    return InvalidArgument("past_state is ", c.shape(3).ToString(), ", expected ",
+                           state.ToString());
   }
   const Value whole = c.Has(3) ? ops::Concat(b, {c.In(3), c.In(0)}, 2)
                                : ops::Pad(b, c.In(0), {0, 0, carried}, {0, 0, 0});
-  Value y = ops::Conv(b, whole, c.In(1), c.In(2),
-                      {.strides = {1},
-                       .pads_begin = {0},
-                       .pads_end = {0},
-                       .dilations = {1},
-                       .groups = x[1]});
+  Value y = ops::Conv(
+      b, whole, c.In(1), c.In(2),
+      {.strides = {1}, .pads_begin = {0}, .pads_end = {0}, .dilations = {1}, .groups = x[1]});
   const std::string activation = c.String("activation", "none");
   if (activation == "silu" || activation == "swish") {
     y = ops::Silu(b, y);
@@ -98,8 +96,7 @@ Outputs LinearAttention(NodeContext& c) {
     return InvalidArgument("past_state is ", c.shape(3).ToString(), ", expected ",
                            state_shape.ToString());
   }
-  Value state =
-      c.Has(3) ? c.In(3) : ops::BroadcastTo(b, b.Scalar(0, c.dtype(0)), state_shape);
+  Value state = c.Has(3) ? c.In(3) : ops::BroadcastTo(b, b.Scalar(0, c.dtype(0)), state_shape);
   Value decay, beta;
   Shape decay_step, beta_step;
   if (s.gated) {

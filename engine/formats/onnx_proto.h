@@ -1,5 +1,5 @@
-// ONNX's protocol buffers, with the macros that libonnx's header wants. Only formats/onnx* and tests
-// include this.
+// ONNX's protocol buffers, with the macros that libonnx's header wants. Only formats/onnx* and
+// tests include this.
 #pragma once
 
 #ifndef ONNX_ML

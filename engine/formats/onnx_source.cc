@@ -32,7 +32,8 @@ absl::StatusOr<Io> ReadIo(const onnx::ValueInfoProto& info, std::string_view wha
   const std::string label = StrCat(what, " '", info.name(), "'");
   if (info.name().empty()) return InvalidArgument("an ", what, " of the graph has no name");
   if (!info.type().has_tensor_type()) {
-    return Unimplemented(label, " is not a tensor (sequences, maps and optionals are not supported)");
+    return Unimplemented(label,
+                         " is not a tensor (sequences, maps and optionals are not supported)");
   }
   const onnx::TypeProto::Tensor& type = info.type().tensor_type();
   TANDEM_ASSIGN_OR_RETURN(io.spec.dtype, DTypeFromOnnx(type.elem_type(), label));
@@ -127,9 +128,9 @@ absl::Status Source::ReadInitializers(std::vector<Tensor>& values) {
     TANDEM_ASSIGN_OR_RETURN(Tensor tensor,
                             TensorFromProto(*proto, StrCat("initializer '", name, "'")));
     const DType dtype = tensor.dtype();
-    const bool is_weight = (dtype == DType::kF32 || dtype == DType::kF16 || dtype == DType::kBF16) &&
-                           tensor.shape().rank() > 0 && index_->IsTrained(name) &&
-                           !index_->DecidesShapes(name);
+    const bool is_weight =
+        (dtype == DType::kF32 || dtype == DType::kF16 || dtype == DType::kBF16) &&
+        tensor.shape().rank() > 0 && index_->IsTrained(name) && !index_->DecidesShapes(name);
     if (ComputeDType(dtype) != dtype) tensor = CastTensor(tensor, ComputeDType(dtype));
     if (!is_weight) {
       constants_.emplace_back(name, std::make_shared<const Tensor>(std::move(tensor)));
@@ -154,7 +155,8 @@ absl::Status Source::ReadInterface() {
     // Before IR version 4 every initializer was an input too.
     if (initializers.contains(info.name())) continue;
     TANDEM_ASSIGN_OR_RETURN(Io io, ReadIo(info, "input"));
-    if (!io.has_shape) return Unimplemented("input '", info.name(), "' has no shape, not even a rank");
+    if (!io.has_shape)
+      return Unimplemented("input '", info.name(), "' has no shape, not even a rank");
     shape_inputs_.push_back(index_->DecidesShapes(info.name()));
     inputs_.push_back(std::move(io.spec));
     dim_params_.push_back(std::move(io.dim_params));
@@ -172,8 +174,8 @@ absl::Status Source::ReadInterface() {
 }
 
 // Builds once, so that most of what is wrong with a model is said when it is loaded, and the ranks
-// of outputs that the file does not declare are known. With sizes that vary it is a guess what sizes
-// the model can do, and a failure means nothing.
+// of outputs that the file does not declare are known. With sizes that vary it is a guess what
+// sizes the model can do, and a failure means nothing.
 absl::Status Source::TryBuild() {
   const bool needs_values =
       std::find(shape_inputs_.begin(), shape_inputs_.end(), true) != shape_inputs_.end();
@@ -224,8 +226,7 @@ absl::Status Source::CheckInputs(const Builder& builder, std::span<const Value> 
       }
       const std::string& name = dim_params_[i][d];
       if (name.empty()) continue;
-      const auto& [size, input] =
-          sizes.try_emplace(name, type.shape[d], spec.name).first->second;
+      const auto& [size, input] = sizes.try_emplace(name, type.shape[d], spec.name).first->second;
       if (size != type.shape[d]) {
         return mismatch("dimension '", name, "' is ", type.shape[d], ", but ", size, " in input '",
                         input, "'");
@@ -251,7 +252,8 @@ absl::StatusOr<std::vector<Value>> Source::Build(Builder& builder,
   }
   for (size_t i = 0; i < parameters_.size(); ++i) {
     const ParameterInfo& info = parameters_[i];
-    bound[info.name] = builder.Parameter(static_cast<int32_t>(i), info.name, {DType::kF32, info.shape});
+    bound[info.name] =
+        builder.Parameter(static_cast<int32_t>(i), info.name, {DType::kF32, info.shape});
   }
   for (const auto& [name, tensor] : constants_) bound[name] = builder.Constant(tensor);
   GraphConverter converter(*index_, builder);
@@ -279,8 +281,8 @@ absl::StatusOr<std::string> Source::Serialize(const ParameterStore& parameters) 
     const ParameterInfo& info = parameters_[i];
     const std::span<const float> values = parameters.values(static_cast<int>(i));
     if (static_cast<int64_t>(values.size()) != info.shape.num_elements()) {
-      return InvalidArgument("parameter '", info.name, "' has ", values.size(), " values, expected ",
-                             info.shape.num_elements());
+      return InvalidArgument("parameter '", info.name, "' has ", values.size(),
+                             " values, expected ", info.shape.num_elements());
     }
     Tensor tensor = Tensor::Of<float>(info.shape, values);
     if (info.file_dtype != DType::kF32) tensor = CastTensor(tensor, info.file_dtype);
@@ -300,7 +302,8 @@ absl::StatusOr<std::string> Source::Serialize(const ParameterStore& parameters) 
 absl::StatusOr<std::unique_ptr<onnx::ModelProto>> Parse(std::string_view bytes) {
   if (bytes.empty()) return InvalidArgument("the file is empty");
   if (bytes.size() > std::numeric_limits<int32_t>::max()) {
-    return InvalidArgument("the file has ", bytes.size(), " bytes; an ONNX model has at most 2 GiB");
+    return InvalidArgument("the file has ", bytes.size(),
+                           " bytes; an ONNX model has at most 2 GiB");
   }
   constexpr std::string_view kLfs = "version https://git-lfs";
   if (bytes.substr(0, kLfs.size()) == kLfs) {

@@ -20,12 +20,12 @@ struct TypePair {
   DType dtype;
 };
 constexpr TypePair kTypes[] = {
-    {TensorProto::FLOAT, DType::kF32},     {TensorProto::DOUBLE, DType::kF64},
-    {TensorProto::FLOAT16, DType::kF16},   {TensorProto::BFLOAT16, DType::kBF16},
-    {TensorProto::INT8, DType::kI8},       {TensorProto::INT16, DType::kI16},
-    {TensorProto::INT32, DType::kI32},     {TensorProto::INT64, DType::kI64},
-    {TensorProto::UINT8, DType::kU8},      {TensorProto::UINT16, DType::kU16},
-    {TensorProto::UINT32, DType::kU32},    {TensorProto::UINT64, DType::kU64},
+    {TensorProto::FLOAT, DType::kF32},   {TensorProto::DOUBLE, DType::kF64},
+    {TensorProto::FLOAT16, DType::kF16}, {TensorProto::BFLOAT16, DType::kBF16},
+    {TensorProto::INT8, DType::kI8},     {TensorProto::INT16, DType::kI16},
+    {TensorProto::INT32, DType::kI32},   {TensorProto::INT64, DType::kI64},
+    {TensorProto::UINT8, DType::kU8},    {TensorProto::UINT16, DType::kU16},
+    {TensorProto::UINT32, DType::kU32},  {TensorProto::UINT64, DType::kU64},
     {TensorProto::BOOL, DType::kBool},
 };
 
@@ -39,9 +39,12 @@ struct FieldSizes {
 };
 
 FieldSizes SizesOf(const TensorProto& proto) {
-  return {static_cast<int64_t>(proto.raw_data().size()), proto.float_data_size(),
-          proto.int32_data_size(),                       proto.int64_data_size(),
-          proto.double_data_size(),                      proto.uint64_data_size(),
+  return {static_cast<int64_t>(proto.raw_data().size()),
+          proto.float_data_size(),
+          proto.int32_data_size(),
+          proto.int64_data_size(),
+          proto.double_data_size(),
+          proto.uint64_data_size(),
           proto.string_data_size()};
 }
 
@@ -132,10 +135,10 @@ absl::StatusOr<DType> DTypeFromOnnx(int32_t data_type, std::string_view what) {
   if (data_type < 0 || data_type > kLastKnown) {
     return InvalidArgument(what, ": unknown element type ", data_type);
   }
-  const std::string name = onnx::TensorProto_DataType_IsValid(data_type)
-                               ? onnx::TensorProto_DataType_Name(
-                                     static_cast<onnx::TensorProto_DataType>(data_type))
-                               : StrCat("number ", data_type);
+  const std::string name =
+      onnx::TensorProto_DataType_IsValid(data_type)
+          ? onnx::TensorProto_DataType_Name(static_cast<onnx::TensorProto_DataType>(data_type))
+          : StrCat("number ", data_type);
   return Unimplemented(what, ": element type ", name, " is not supported");
 }
 
@@ -149,8 +152,9 @@ int32_t DTypeToOnnx(DType dtype) {
 absl::StatusOr<Tensor> TensorFromProto(const TensorProto& proto, std::string_view what) {
   TANDEM_ASSIGN_OR_RETURN(const DType dtype, DTypeFromOnnx(proto.data_type(), what));
   if (proto.data_location() == TensorProto::EXTERNAL || proto.external_data_size() > 0) {
-    return Unimplemented(what, ": its data is in an external file, which is not supported; save the "
-                               "model as one file");
+    return Unimplemented(what,
+                         ": its data is in an external file, which is not supported; save the "
+                         "model as one file");
   }
   if (proto.has_segment()) return Unimplemented(what, ": tensor segments are not supported");
   const std::span<const int64_t> dims(proto.dims().data(), static_cast<size_t>(proto.dims_size()));

@@ -23,8 +23,8 @@ absl::StatusOr<OnnxWindow> ReadWindow(NodeContext& c, std::vector<int64_t> kerne
 // The same, but leaves padding alone.
 absl::StatusOr<OnnxWindow> ReadUnpaddedWindow(NodeContext& c, std::vector<int64_t> kernel);
 
-// As ops::Conv, MaxPool (values alone) and AveragePool, over three spatial dimensions too: there the
-// depth is a sum of two-dimensional convolutions, or a pooling of its own.
+// As ops::Conv, MaxPool (values alone) and AveragePool, over three spatial dimensions too: there
+// the depth is a sum of two-dimensional convolutions, or a pooling of its own.
 Value ConvSpatial(Builder& b, Value x, Value weight, Value bias, const ops::ConvOptions& options);
 Value MaxPoolSpatial(Builder& b, Value x, const ops::PoolOptions& options);
 Value AveragePoolSpatial(Builder& b, Value x, const ops::PoolOptions& options);

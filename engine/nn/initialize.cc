@@ -53,7 +53,7 @@ constexpr std::array<double, 10> Taylor(int first) {
 // Cosine and sine of `turn` full turns, turn in [0, 1), from the nearest quarter.
 std::pair<double, double> CosSin(double turn) {
   static constexpr std::array<double, 10> kCosine = Taylor(0), kSine = Taylor(1);
-  const int quarter = static_cast<int>(4 * turn + 0.5);
+  const int quarter = static_cast<int>(std::floor(4 * turn + 0.5));
   const double x = (turn - 0.25 * quarter) * (2 * std::numbers::pi);
   const double cosine = Polynomial(kCosine, x * x);
   const double sine = x * Polynomial(kSine, x * x);

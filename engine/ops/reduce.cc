@@ -162,7 +162,7 @@ Value ArgMin(Builder& b, Value x, int64_t axis, bool keep) {
 Value SumToShape(Builder& b, Value x, const Shape& to) {
   if (!b.ok()) return {};
   // Copies: `to` may belong to the builder, whose shapes move when it adds nodes.
-  const Shape shape = to, from = b.shape(x);
+  const Shape shape(to.dims()), from(b.shape(x).dims());
   if (from == shape) return x;
   const absl::StatusOr<Shape> both = BroadcastShapes(from, shape);
   if (!both.ok() || *both != from) {

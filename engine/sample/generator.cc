@@ -32,6 +32,7 @@ struct Sequence {
 
 // What one sequence contributes to a step.
 struct Piece {
+  int64_t id;
   Sequence* sequence;
   int64_t count;      // tokens, from sequence->cached
   int64_t first_row;  // of its logits, or -1
@@ -121,10 +122,13 @@ class PagedGenerator final : public Generator {
     std::vector<Piece> pieces = Choose();
     absl::StatusOr<std::vector<Tensor>> outputs = Run(pieces);
     if (!outputs.ok()) {
-      for (const Piece& piece : pieces) Fail(piece.sequence->id, outputs.status());
+      for (const Piece& piece : pieces) Fail(piece.id, outputs.status());
       return;
     }
-    for (const Piece& piece : pieces) Advance(piece, (*outputs)[0], (*outputs)[1]);
+    for (const Piece& piece : pieces) {
+      // A callback may have cancelled sequences that come after its own.
+      if (Find(piece.id) != nullptr) Advance(piece, (*outputs)[0], (*outputs)[1]);
+    }
   }
 
   Statistics statistics() const override {
@@ -166,7 +170,11 @@ class PagedGenerator final : public Generator {
         if (count == 0) continue;
       }
       if (pending > 1) budget = std::max<int64_t>(0, budget - count);
-      Piece piece{.sequence = sequence.get(), .count = count, .first_row = -1, .rows = 0};
+      Piece piece{.id = sequence->id,
+                  .sequence = sequence.get(),
+                  .count = count,
+                  .first_row = -1,
+                  .rows = 0};
       const bool in_prompt = sequence->cached < sequence->prompt_tokens;
       if (sequence->options.prompt_logprobs && in_prompt) {
         piece.rows = count;
@@ -278,9 +286,23 @@ class PagedGenerator final : public Generator {
     sampled.finish = Finish(sequence, sampled.token, generated + 1);
     sequence.tokens.push_back(sampled.token);
     ++statistics_.generated_tokens;
-    const int64_t id = sequence.id;
-    const bool go_on = sequence.callback(absl::OkStatus(), sampled);
-    if (!go_on || sampled.finish != FinishReason::kNone) Cancel(id);
+    // The callback may cancel its own sequence: it is not held in what that destroys.
+    const TokenCallback callback = std::move(sequence.callback);
+    const bool go_on = callback(absl::OkStatus(), sampled);
+    Sequence* const still = Find(piece.id);
+    if (still == nullptr) return;
+    if (!go_on || sampled.finish != FinishReason::kNone) {
+      Cancel(piece.id);
+    } else {
+      still->callback = callback;
+    }
+  }
+
+  Sequence* Find(int64_t id) const {
+    for (const auto& sequence : running_) {
+      if (sequence->id == id) return sequence.get();
+    }
+    return nullptr;
   }
 
   FinishReason Finish(const Sequence& sequence, int32_t token, int64_t generated) const {

@@ -52,7 +52,8 @@ struct SampledToken {
 class Generator {
  public:
   // Called on the compute thread for every token; returns false to end the sequence (a stop text
-  // was found, the client went away). After an error (`status` not OK) it is not called again.
+  // was found, the client went away). It may call Add and Cancel, for its own sequence too. After an
+  // error (`status` not OK) it is not called again.
   using TokenCallback = std::function<bool(const absl::Status& status, const SampledToken& token)>;
 
   struct Options {

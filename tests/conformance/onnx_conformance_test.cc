@@ -1,8 +1,9 @@
-// ONNX's backend tests: every case of scope `core`, compared with ONNX's own tolerances; and trained
-// models against the outputs recorded with them.
+// ONNX's backend tests: every case of scope `core`, compared with ONNX's own tolerances; and
+// trained models against the outputs recorded with them.
 //
-// A case that this engine has no operator for answers Unimplemented and is counted; any other error,
-// or a wrong number, fails. Set TANDEM_ONNX_CASES to a part of a case's name to run only those.
+// A case that this engine has no operator for answers Unimplemented and is counted; any other
+// error, or a wrong number, fails. Set TANDEM_ONNX_CASES to a part of a case's name to run only
+// those.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -61,7 +62,8 @@ absl::StatusOr<std::vector<Tensor>> ReadTensors(const std::string& folder, const
 }
 
 // Builds the model for these inputs and runs it.
-absl::StatusOr<std::vector<Tensor>> Run(const LoadedOnnx& model, const std::vector<Tensor>& inputs) {
+absl::StatusOr<std::vector<Tensor>> Run(const LoadedOnnx& model,
+                                        const std::vector<Tensor>& inputs) {
   const std::vector<IoSpec>& specs = model.source->inputs();
   if (inputs.size() != specs.size()) {
     return Internal(inputs.size(), " recorded inputs for ", specs.size());
@@ -164,7 +166,8 @@ TEST(OnnxConformance, CoreCases) {
       failed[name] = status.ToString();
     }
   }
-  for (const auto& [name, why] : unsupported) std::cout << "unsupported " << name << ": " << why << "\n";
+  for (const auto& [name, why] : unsupported)
+    std::cout << "unsupported " << name << ": " << why << "\n";
   for (const auto& [name, why] : failed) std::cout << "FAILED " << name << ": " << why << "\n";
   std::cout << "passed " << passed.size() << ", failed " << failed.size() << ", unsupported "
             << unsupported.size() << ", random or disputed " << disputed << "\n";

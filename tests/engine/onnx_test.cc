@@ -106,7 +106,8 @@ absl::StatusOr<Graph> BuildGraph(const LoadedOnnx& model, const std::vector<Tens
   return builder.Finish();
 }
 
-absl::StatusOr<std::vector<Tensor>> RunModel(const LoadedOnnx& model, const std::vector<Tensor>& inputs) {
+absl::StatusOr<std::vector<Tensor>> RunModel(const LoadedOnnx& model,
+                                             const std::vector<Tensor>& inputs) {
   TANDEM_ASSIGN_OR_RETURN(Graph graph, BuildGraph(model, inputs));
   std::vector<const Tensor*> arguments;
   for (size_t i = 0; i < inputs.size(); ++i) {
@@ -149,14 +150,15 @@ absl::Status Verdict(const std::string& bytes) {
 }
 absl::Status Verdict(const TestModel& model) { return Verdict(model.proto.SerializeAsString()); }
 
-#define EXPECT_REFUSED(status, status_code, text)                     \
-  do {                                                                \
-    const absl::Status refused = (status);                            \
+#define EXPECT_REFUSED(status, status_code, text)                        \
+  do {                                                                   \
+    const absl::Status refused = (status);                               \
     EXPECT_EQ(refused.code(), absl::StatusCode::status_code) << refused; \
-    EXPECT_THAT(std::string(refused.message()), HasSubstr(text));     \
+    EXPECT_THAT(std::string(refused.message()), HasSubstr(text));        \
   } while (false)
 
-// --- What is trained ------------------------------------------------------------------------------
+// --- What is trained
+// ------------------------------------------------------------------------------
 
 TEST(OnnxParameters, WeightsAreTrainedAndSettingsAreNot) {
   TestModel m;
@@ -237,12 +239,14 @@ TEST(OnnxParameters, GradientsReachThem) {
   const auto plan = Plan::Compile(*std::move(graph), CpuBackend());
   ASSERT_TRUE(plan.ok()) << plan.status();
   const Tensor input = Tensor::Of<float>({1, 2}, {3, 5});  // x w = 1
-  const auto result = RunPlan(**plan, std::vector<const Tensor*>{&input}, model->parameters.pointers());
+  const auto result =
+      RunPlan(**plan, std::vector<const Tensor*>{&input}, model->parameters.pointers());
   ASSERT_TRUE(result.ok()) << result.status();
   EXPECT_THAT((*result)[0].data<float>(), ElementsAre(3, 5));
 }
 
-// --- Inputs and outputs ---------------------------------------------------------------------------
+// --- Inputs and outputs
+// ---------------------------------------------------------------------------
 
 TEST(OnnxInterface, NamesAndSizes) {
   TestModel m;
@@ -260,7 +264,8 @@ TEST(OnnxInterface, NamesAndSizes) {
   };
   EXPECT_TRUE(run({4, 3}, {4, 1}).ok());
   // It would broadcast, but one name has one size.
-  EXPECT_REFUSED(run({4, 3}, {1, 1}), kInvalidArgument, "dimension 'batch' is 1, but 4 in input 'x'");
+  EXPECT_REFUSED(run({4, 3}, {1, 1}), kInvalidArgument,
+                 "dimension 'batch' is 1, but 4 in input 'x'");
   EXPECT_REFUSED(run({4, 2}, {4, 1}), kInvalidArgument, "dimension 1 of size 3");
   EXPECT_REFUSED(run({4}, {4, 1}), kInvalidArgument, "expected 2 dimensions");
 }
@@ -279,7 +284,8 @@ TEST(OnnxInterface, OutputsMustHaveTheDeclaredType) {
   TestModel m;
   m.Input("x", {"2"}).Output("y", {"2"}, TensorProto::INT64);
   m.Node("Relu", {"x"}, {"y"});
-  EXPECT_REFUSED(Verdict(m), kInvalidArgument, "output 'y' is declared i64, but the nodes make f32");
+  EXPECT_REFUSED(Verdict(m), kInvalidArgument,
+                 "output 'y' is declared i64, but the nodes make f32");
 }
 
 TEST(OnnxInterface, AnInputThatDecidesShapesMustBeKnown) {
@@ -314,13 +320,15 @@ TEST(OnnxInterface, HalfPrecisionIsWidenedInsideAndRoundedOutside) {
   const absl::StatusOr<LoadedOnnx> model = m.Load();
   ASSERT_TRUE(model.ok()) << model.status();
   EXPECT_EQ(model->source->parameters()[0].file_dtype, DType::kF16);
-  const auto outputs = RunModel(*model, One(CastTensor(Tensor::Of<float>({1, 1}, {1}), DType::kF16)));
+  const auto outputs =
+      RunModel(*model, One(CastTensor(Tensor::Of<float>({1, 1}, {1}), DType::kF16)));
   ASSERT_TRUE(outputs.ok()) << outputs.status();
   ASSERT_EQ((*outputs)[0].dtype(), DType::kF16);
   EXPECT_EQ(ElementAsDouble((*outputs)[0], 0), 1);
 }
 
-// --- Building -------------------------------------------------------------------------------------
+// --- Building
+// -------------------------------------------------------------------------------------
 
 TEST(OnnxBuild, ShapeArithmeticFolds) {
   TestModel m;
@@ -370,7 +378,8 @@ TEST(OnnxBuild, AxesMovedFromAttributeToInput) {
   EXPECT_THAT(Values(before, One(Tensor::Of<float>({2}, {1, 2}))), ElementsAre(1, 2));
   EXPECT_THAT(Values(after, One(Tensor::Of<float>({2}, {1, 2}))), ElementsAre(1, 2));
   // In neither version is the other's way ignored.
-  Attribute(after.proto.mutable_graph()->mutable_node(0), "axes", AttributeProto::INTS)->add_ints(0);
+  Attribute(after.proto.mutable_graph()->mutable_node(0), "axes", AttributeProto::INTS)
+      ->add_ints(0);
   EXPECT_REFUSED(Verdict(after), kUnimplemented, "attribute 'axes'");
 }
 
@@ -385,8 +394,8 @@ TestModel WithFunction() {
   f->add_output("b");
   f->add_attribute("scale");
   f->add_opset_import()->set_version(17);
-  AttributeProto* value = Attribute(TestModel::AddNode(f, "Constant", {}, {"s"}), "value_float",
-                                    AttributeProto::FLOAT);
+  AttributeProto* value =
+      Attribute(TestModel::AddNode(f, "Constant", {}, {"s"}), "value_float", AttributeProto::FLOAT);
   value->set_ref_attr_name("scale");
   TestModel::AddNode(f, "Mul", {"a", "s"}, {"p"});
   TestModel::AddNode(f, "Add", {"p", "a"}, {"b"});
@@ -408,8 +417,7 @@ TEST(OnnxBuild, LocalFunctionsAreExpanded) {
 
 TEST(OnnxBuild, FunctionsThatCallThemselvesAreRefused) {
   TestModel m = WithFunction();
-  onnx::NodeProto* call =
-      TestModel::AddNode(m.proto.mutable_functions(0), "f", {"a"}, {"again"});
+  onnx::NodeProto* call = TestModel::AddNode(m.proto.mutable_functions(0), "f", {"a"}, {"again"});
   call->set_domain("local");
   EXPECT_REFUSED(Verdict(m), kInvalidArgument, "calls itself");
 }
@@ -450,7 +458,8 @@ TEST(OnnxBuild, ConditionsThatDependOnDataAreRefused) {
   EXPECT_THAT(Values(m, One(Tensor::Of<float>({1}, {3}))), ElementsAre(6));
 }
 
-// --- Refusals -------------------------------------------------------------------------------------
+// --- Refusals
+// -------------------------------------------------------------------------------------
 
 TEST(OnnxRefusals, UnknownAttributesAreNamed) {
   TestModel m;
@@ -572,7 +581,8 @@ TEST(OnnxRefusals, BadInputs) {
   EXPECT_GT(rejected, 0);
 }
 
-// --- Writing --------------------------------------------------------------------------------------
+// --- Writing
+// --------------------------------------------------------------------------------------
 
 TEST(OnnxSerialize, WeightsChangeAndNothingElse) {
   TestModel m;
@@ -623,7 +633,8 @@ TEST(OnnxSerialize, ParametersOfAnotherModelAreRefused) {
                  "0 parameters");
 }
 
-// --- Tensors --------------------------------------------------------------------------------------
+// --- Tensors
+// --------------------------------------------------------------------------------------
 
 TEST(OnnxTensors, TypedFieldsAreRead) {
   TensorProto proto;
@@ -653,7 +664,8 @@ TEST(OnnxTensors, DataMustFillTheShape) {
   proto.set_raw_data("1234567");
   EXPECT_REFUSED(TensorFromProto(proto, "t").status(), kInvalidArgument, "there are 7");
   proto.add_float_data(1);
-  EXPECT_REFUSED(TensorFromProto(proto, "t").status(), kInvalidArgument, "more than one data field");
+  EXPECT_REFUSED(TensorFromProto(proto, "t").status(), kInvalidArgument,
+                 "more than one data field");
   proto.Clear();
   proto.set_data_type(TensorProto::STRING);
   EXPECT_REFUSED(TensorFromProto(proto, "t").status(), kUnimplemented, "STRING");

@@ -219,6 +219,25 @@ TEST(SentencePiece, UnigramTakesTheMostLikelySegmentation) {
   EXPECT_THAT(Ids(model, ""), ElementsAre());
 }
 
+TEST(SentencePiece, AUserDefinedPieceAlwaysWins) {
+  const std::vector<TestPiece> pieces = {
+      {"<unk>", 0, kUnknown}, {"c", -0.5f}, {"d", -0.5f}, {"cd", 0, kUserDefined}};
+  const std::string model = Model(pieces, kUnigram, false, Normalizer(false, false));
+  EXPECT_THAT(Ids(model, "dcd"), ElementsAre(2, 3));
+}
+
+TEST(SentencePiece, MarksAtTheBeginningAreNotShown) {
+  const std::vector<TestPiece> pieces = {{"<unk>", 0, kUnknown}, {"\u2581", -1}, {"a", -1}};
+  const auto decode = [&](const std::string& normalizer) {
+    const auto tokenizer =
+        SentencePieceTokenizer::FromModel(Model(pieces, kBpe, false, normalizer), "");
+    return (*tokenizer)->Decode(std::vector<int32_t>{1, 1, 2, 1, 2}).value();
+  };
+  EXPECT_EQ(decode(Normalizer(true, true)), "a a");
+  EXPECT_EQ(decode(Normalizer(true, false)), " a a");
+  EXPECT_EQ(decode(Normalizer(false, false)), "  a a");
+}
+
 TEST(SentencePiece, BpeMergesTheBestPairFirst) {
   const std::vector<TestPiece> pieces = {{"<unk>", 0, kUnknown},
                                          {"a", -10},
