@@ -32,9 +32,9 @@ absl::StatusOr<Response> Client::Call(Stub& stub,
                                       const Request& request) {
   grpc::ClientContext context;
   if (options_.timeout_seconds > 0) {
-    context.set_deadline(std::chrono::system_clock::now() +
-                         std::chrono::microseconds(
-                             static_cast<int64_t>(options_.timeout_seconds * 1e6)));
+    context.set_deadline(
+        std::chrono::system_clock::now() +
+        std::chrono::microseconds(static_cast<int64_t>(options_.timeout_seconds * 1e6)));
   }
   Response response;
   const grpc::Status status = (stub.*method)(&context, request, &response);
@@ -42,15 +42,15 @@ absl::StatusOr<Response> Client::Call(Stub& stub,
   return response;
 }
 
-#define TANDEM_CALL(service, method)                                                       \
+#define TANDEM_CALL(service, method)                                                        \
   absl::StatusOr<v1::method##Response> Client::method(const v1::method##Request& request) { \
     using Stub = std::remove_reference_t<decltype(*service##_)>;                            \
     return Call(*service##_, &Stub::method, request);                                       \
   }
-#define TANDEM_INFERENCE_CALL(method)                                                   \
-  absl::StatusOr<inference::method##Response> Client::method(                           \
-      const inference::method##Request& request) {                                      \
-    return Call(*inference_, &inference::GRPCInferenceService::Stub::method, request);  \
+#define TANDEM_INFERENCE_CALL(method)                                                  \
+  absl::StatusOr<inference::method##Response> Client::method(                          \
+      const inference::method##Request& request) {                                     \
+    return Call(*inference_, &inference::GRPCInferenceService::Stub::method, request); \
   }
 TANDEM_CALLS
 TANDEM_INFERENCE_CALLS

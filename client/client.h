@@ -1,7 +1,7 @@
 // C++ client of a Tandem server.
 //
-// Every call blocks and returns the response or the server's status, code and message kept. A Client
-// may be used from several threads at once; a stream object from one.
+// Every call blocks and returns the response or the server's status, code and message kept. A
+// Client may be used from several threads at once; a stream object from one.
 #pragma once
 
 #include <grpcpp/grpcpp.h>
@@ -50,14 +50,14 @@ class Client {
   absl::StatusOr<v1::method##Response> method(const v1::method##Request& request);
 #define TANDEM_INFERENCE_CALL(method) \
   absl::StatusOr<inference::method##Response> method(const inference::method##Request& request);
-#define TANDEM_CALLS                 \
-  TANDEM_CALL(models, ListModels)    \
-  TANDEM_CALL(models, GetModel)      \
-  TANDEM_CALL(models, CreateModel)   \
-  TANDEM_CALL(models, LoadModel)     \
-  TANDEM_CALL(models, UnloadModel)   \
-  TANDEM_CALL(models, SaveModel)     \
-  TANDEM_CALL(models, AnalyzeModel)  \
+#define TANDEM_CALLS                     \
+  TANDEM_CALL(models, ListModels)        \
+  TANDEM_CALL(models, GetModel)          \
+  TANDEM_CALL(models, CreateModel)       \
+  TANDEM_CALL(models, LoadModel)         \
+  TANDEM_CALL(models, UnloadModel)       \
+  TANDEM_CALL(models, SaveModel)         \
+  TANDEM_CALL(models, AnalyzeModel)      \
   TANDEM_CALL(training, StartTraining)   \
   TANDEM_CALL(training, ForwardBackward) \
   TANDEM_CALL(training, OptimStep)       \
@@ -68,11 +68,11 @@ class Client {
   TANDEM_CALL(sampling, Score)           \
   TANDEM_CALL(sampling, Tokenize)        \
   TANDEM_CALL(sampling, Detokenize)
-#define TANDEM_INFERENCE_CALLS         \
-  TANDEM_INFERENCE_CALL(ServerLive)    \
-  TANDEM_INFERENCE_CALL(ServerReady)   \
+#define TANDEM_INFERENCE_CALLS          \
+  TANDEM_INFERENCE_CALL(ServerLive)     \
+  TANDEM_INFERENCE_CALL(ServerReady)    \
   TANDEM_INFERENCE_CALL(ServerMetadata) \
-  TANDEM_INFERENCE_CALL(ModelMetadata) \
+  TANDEM_INFERENCE_CALL(ModelMetadata)  \
   TANDEM_INFERENCE_CALL(ModelInfer)
   TANDEM_CALLS
   TANDEM_INFERENCE_CALLS

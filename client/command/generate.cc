@@ -18,7 +18,8 @@ struct GenerateOptions {
 // Sets an optional field of the request only if the option is given.
 template <typename T, typename Set>
 void AddOptional(CLI::App* app, const std::string& name, Set set, const std::string& help) {
-  app->add_option_function<T>(name, [set](const T& value) { set(value); }, help);
+  app->add_option_function<T>(
+      name, [set](const T& value) { set(value); }, help);
 }
 
 absl::Status Generate(const Session& session, GenerateOptions& options) {
@@ -90,40 +91,43 @@ void AddGenerate(CLI::App& app, Session& session) {
       ->required();
   sub->add_option("--prompt", options->prompt, "text to go on from");
   sub->add_option("--tokens", options->tokens, "tokens to go on from: 1,2,3")->delimiter(',');
-  AddOptional<int32_t>(sub, "--max-tokens", [=](int32_t v) { request->set_max_tokens(v); },
-                       "at most that many");
-  AddOptional<int32_t>(sub, "--min-tokens", [=](int32_t v) { request->set_min_tokens(v); },
-                       "at least that many");
-  AddOptional<float>(sub, "--temperature", [=](float v) { request->set_temperature(v); },
-                     "0: the likeliest token each time; default 1");
-  AddOptional<int32_t>(sub, "--top-k", [=](int32_t v) { request->set_top_k(v); },
-                       "draw from the k likeliest");
-  AddOptional<float>(sub, "--top-p", [=](float v) { request->set_top_p(v); },
-                     "draw from the smallest set of that probability");
-  AddOptional<float>(sub, "--min-p", [=](float v) { request->set_min_p(v); },
-                     "drop tokens below that share of the likeliest's probability");
-  AddOptional<float>(sub, "--repetition-penalty",
-                     [=](float v) { request->set_repetition_penalty(v); }, "1: none");
-  AddOptional<float>(sub, "--presence-penalty",
-                     [=](float v) { request->set_presence_penalty(v); }, "0: none");
-  AddOptional<float>(sub, "--frequency-penalty",
-                     [=](float v) { request->set_frequency_penalty(v); }, "0: none");
+  AddOptional<int32_t>(
+      sub, "--max-tokens", [=](int32_t v) { request->set_max_tokens(v); }, "at most that many");
+  AddOptional<int32_t>(
+      sub, "--min-tokens", [=](int32_t v) { request->set_min_tokens(v); }, "at least that many");
+  AddOptional<float>(
+      sub, "--temperature", [=](float v) { request->set_temperature(v); },
+      "0: the likeliest token each time; default 1");
+  AddOptional<int32_t>(
+      sub, "--top-k", [=](int32_t v) { request->set_top_k(v); }, "draw from the k likeliest");
+  AddOptional<float>(
+      sub, "--top-p", [=](float v) { request->set_top_p(v); },
+      "draw from the smallest set of that probability");
+  AddOptional<float>(
+      sub, "--min-p", [=](float v) { request->set_min_p(v); },
+      "drop tokens below that share of the likeliest's probability");
+  AddOptional<float>(
+      sub, "--repetition-penalty", [=](float v) { request->set_repetition_penalty(v); }, "1: none");
+  AddOptional<float>(
+      sub, "--presence-penalty", [=](float v) { request->set_presence_penalty(v); }, "0: none");
+  AddOptional<float>(
+      sub, "--frequency-penalty", [=](float v) { request->set_frequency_penalty(v); }, "0: none");
   AddOptional<std::vector<std::string>>(
       sub, "--stop",
       [=](const std::vector<std::string>& v) {
         for (const std::string& stop : v) request->add_stop(stop);
       },
       "text to end at (may be repeated)");
-  sub->add_flag_callback("--ignore-eos", [=] { request->set_ignore_eos(true); },
-                         "go on after the end of sequence");
-  AddOptional<int32_t>(sub, "-n,--samples", [=](int32_t v) { request->set_n(v); },
-                       "independent samples");
-  AddOptional<uint64_t>(sub, "--seed", [=](uint64_t v) { request->set_seed(v); },
-                        "the same seed gives the same tokens; default: a random one");
+  sub->add_flag_callback(
+      "--ignore-eos", [=] { request->set_ignore_eos(true); }, "go on after the end of sequence");
+  AddOptional<int32_t>(
+      sub, "-n,--samples", [=](int32_t v) { request->set_n(v); }, "independent samples");
+  AddOptional<uint64_t>(
+      sub, "--seed", [=](uint64_t v) { request->set_seed(v); },
+      "the same seed gives the same tokens; default: a random one");
   sub->add_flag("--logprobs", options->show_logprobs,
                 "print each token with its log-probabilities");
-  sub->callback(
-      [&session, options] { session.Run([&] { return Generate(session, *options); }); });
+  sub->callback([&session, options] { session.Run([&] { return Generate(session, *options); }); });
 }
 
 struct ScoreOptions {

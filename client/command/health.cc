@@ -12,14 +12,14 @@ namespace {
 // grpc.health.v1.Health/Check for the whole server, without generated code: an empty
 // HealthCheckRequest, and of the response its only field, the status (1: SERVING).
 absl::Status CheckHealth(const Session& session) {
-  const auto channel =
-      grpc::CreateChannel(session.server, grpc::InsecureChannelCredentials());
+  const auto channel = grpc::CreateChannel(session.server, grpc::InsecureChannelCredentials());
   grpc::GenericStub stub(channel);
   grpc::ClientContext context;
   context.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(3));
   grpc::CompletionQueue queue;
   const grpc::ByteBuffer request(nullptr, 0);
-  const auto call = stub.PrepareUnaryCall(&context, "/grpc.health.v1.Health/Check", request, &queue);
+  const auto call =
+      stub.PrepareUnaryCall(&context, "/grpc.health.v1.Health/Check", request, &queue);
   call->StartCall();
   grpc::ByteBuffer response;
   grpc::Status status;

@@ -15,9 +15,10 @@ struct DatatypeName {
 };
 // KServe's names.
 constexpr DatatypeName kDatatypes[] = {
-    {DType::kF32, "FP32"},  {DType::kF64, "FP64"},   {DType::kF16, "FP16"},   {DType::kBF16, "BF16"},
-    {DType::kI8, "INT8"},   {DType::kI16, "INT16"},  {DType::kI32, "INT32"},  {DType::kI64, "INT64"},
-    {DType::kU8, "UINT8"},  {DType::kU16, "UINT16"}, {DType::kU32, "UINT32"}, {DType::kU64, "UINT64"},
+    {DType::kF32, "FP32"},   {DType::kF64, "FP64"},   {DType::kF16, "FP16"},
+    {DType::kBF16, "BF16"},  {DType::kI8, "INT8"},    {DType::kI16, "INT16"},
+    {DType::kI32, "INT32"},  {DType::kI64, "INT64"},  {DType::kU8, "UINT8"},
+    {DType::kU16, "UINT16"}, {DType::kU32, "UINT32"}, {DType::kU64, "UINT64"},
     {DType::kBool, "BOOL"}};
 
 struct InferOptions {
@@ -89,9 +90,11 @@ absl::Status Infer(const Session& session, const InferOptions& options) {
       // An output's name comes from the model: no path of its own.
       std::string file = name;
       for (char& c : file) {
-        if (!std::isalnum(static_cast<unsigned char>(c)) && c != '-' && c != '_' && c != '.') c = '_';
+        if (!std::isalnum(static_cast<unsigned char>(c)) && c != '-' && c != '_' && c != '.')
+          c = '_';
       }
-      const std::string path = (std::filesystem::path(options.output_dir) / (file + ".npy")).string();
+      const std::string path =
+          (std::filesystem::path(options.output_dir) / (file + ".npy")).string();
       TANDEM_RETURN_IF_ERROR(WriteFile(path, npy));
       saved = "  -> " + path;
     }

@@ -13,9 +13,12 @@ std::string StateText(const v1::Model& model) {
 
 std::string FormatText(v1::ModelFormat format) {
   switch (format) {
-    case v1::MODEL_FORMAT_ONNX: return "onnx";
-    case v1::MODEL_FORMAT_HUGGINGFACE: return "huggingface";
-    default: return "-";
+    case v1::MODEL_FORMAT_ONNX:
+      return "onnx";
+    case v1::MODEL_FORMAT_HUGGINGFACE:
+      return "huggingface";
+    default:
+      return "-";
   }
 }
 
@@ -30,14 +33,14 @@ void PrintModel(const v1::Model& model) {
       {"name", model.name()},
       {"format", FormatText(model.format())},
       {"state", StateText(model) + (model.error().empty() ? "" : ": " + model.error())},
-      {"parameters", StrCat(WithCommas(model.parameter_count()), " (",
-                            Bytes(model.parameter_bytes()), ")")},
+      {"parameters",
+       StrCat(WithCommas(model.parameter_count()), " (", Bytes(model.parameter_bytes()), ")")},
       {"weights version", std::to_string(model.weights_version())}};
   if (!model.weights_hash().empty()) rows.push_back({"weights hash", model.weights_hash()});
   rows.push_back({"device", model.device()});
   for (const auto& spec : model.inputs()) {
-    rows.push_back({"input", StrCat(spec.name(), " ", DtypeText(spec.dtype()), " ",
-                                    ShapeText(spec.shape()))});
+    rows.push_back(
+        {"input", StrCat(spec.name(), " ", DtypeText(spec.dtype()), " ", ShapeText(spec.shape()))});
   }
   for (const auto& spec : model.outputs()) {
     rows.push_back({"output", StrCat(spec.name(), " ", DtypeText(spec.dtype()), " ",
@@ -45,12 +48,12 @@ void PrintModel(const v1::Model& model) {
   }
   if (model.has_language_model()) {
     const v1::LanguageModel& lm = model.language_model();
-    rows.push_back({"language model",
-                    absl::StrFormat("%d layers, %d heads (%d for keys and values) of %d, "
-                                    "vocabulary %d, %d positions, %s",
-                                    lm.layers(), lm.heads(), lm.kv_heads(), lm.head_dim(),
-                                    lm.vocab_size(), lm.max_positions(),
-                                    lm.has_tokenizer() ? "text or tokens" : "tokens only")});
+    rows.push_back(
+        {"language model", absl::StrFormat("%d layers, %d heads (%d for keys and values) of %d, "
+                                           "vocabulary %d, %d positions, %s",
+                                           lm.layers(), lm.heads(), lm.kv_heads(), lm.head_dim(),
+                                           lm.vocab_size(), lm.max_positions(),
+                                           lm.has_tokenizer() ? "text or tokens" : "tokens only")});
   }
   PrintTable(rows);
 }
@@ -159,8 +162,7 @@ void AddCreate(CLI::App& models, Session& session) {
                      "a text whose characters become the vocabulary");
   create->add_flag("--no-bias", options->no_bias, "gpt2: no biases");
   create->add_flag("--untied", options->untied, "an output matrix apart from the embedding");
-  create->add_option("--seed", options->seed, "seed of the initial weights")
-      ->capture_default_str();
+  create->add_option("--seed", options->seed, "seed of the initial weights")->capture_default_str();
   create->callback([&session, options] {
     session.Run([&]() -> absl::Status {
       if (options->onnx.empty() && options->copy_of.empty() && options->decoder.empty()) {
@@ -203,8 +205,9 @@ void AddAnalyze(CLI::App& app, Session& session) {
   auto shapes = std::make_shared<std::vector<std::string>>();
   CLI::App* analyze = app.add_subcommand(
       "analyze", "Shapes, parameters, operations, memory and receptive fields, layer by layer");
-  analyze->add_option_function<std::string>(
-             "model", [request](const std::string& name) { request->set_model(name); }, "the model")
+  analyze
+      ->add_option_function<std::string>(
+          "model", [request](const std::string& name) { request->set_model(name); }, "the model")
       ->required();
   analyze->add_option("--input", *shapes, "NAME=2,3,4: an input's shape (may be repeated)");
   analyze->callback([&session, request, shapes] {
@@ -232,8 +235,9 @@ void AddAnalyze(CLI::App& app, Session& session) {
 }  // namespace
 
 void AddModelCommands(CLI::App& app, Session& session) {
-  app.add_subcommand("status", "Whether the server is ready, and its models")
-      ->callback([&session] { session.Run([&] { return Status(session); }); });
+  app.add_subcommand("status", "Whether the server is ready, and its models")->callback([&session] {
+    session.Run([&] { return Status(session); });
+  });
   CLI::App& models = *app.add_subcommand("models", "List, create, load, save and unload models");
   models.require_subcommand(1);
   models.fallthrough();

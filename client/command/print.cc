@@ -100,13 +100,13 @@ void Progress::Draw() {
   constexpr int kWidth = 24;
   const double share = total_ > 0 ? static_cast<double>(done_) / static_cast<double>(total_) : 1;
   const int filled = static_cast<int>(share * kWidth);
-  const double eta = done_ > 0 ? last_drawn_ / static_cast<double>(done_) *
-                                     static_cast<double>(total_ - done_)
-                               : 0;
-  const std::string line = absl::StrFormat(
-      "[%s%s] %s %d/%d  %s  %s, %s left", std::string(filled, '#'),
-      std::string(kWidth - filled, '.'), unit_, done_, total_, detail_, Duration(last_drawn_),
-      Duration(eta));
+  const double eta =
+      done_ > 0 ? last_drawn_ / static_cast<double>(done_) * static_cast<double>(total_ - done_)
+                : 0;
+  const std::string line =
+      absl::StrFormat("[%s%s] %s %d/%d  %s  %s, %s left", std::string(filled, '#'),
+                      std::string(kWidth - filled, '.'), unit_, done_, total_, detail_,
+                      Duration(last_drawn_), Duration(eta));
   if (terminal_) {
     std::fprintf(stderr, "\r\033[K%s", line.c_str());
   } else {

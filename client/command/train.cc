@@ -74,9 +74,7 @@ class TextSource final : public BatchSource {
   }
   void Next(v1::Batch* batch) override { Fill(train_, random_, batch); }
   void NextValidation(v1::Batch* batch) override { Fill(validation_, validation_random_, batch); }
-  bool has_validation() const override {
-    return static_cast<int64_t>(validation_.size()) > block_;
-  }
+  bool has_validation() const override { return static_cast<int64_t>(validation_.size()) > block_; }
 
  private:
   void Fill(const std::vector<int32_t>& tokens, std::mt19937_64& random, v1::Batch* batch) const {
@@ -145,7 +143,8 @@ class ArraySource final : public BatchSource {
       const int64_t row_bytes = tensor.bytes() / tensor.shape()[0];
       std::string& data = *out.mutable_data();
       for (size_t i = 0; i < batch_; ++i) {
-        data.append(static_cast<const char*>(tensor.raw()) + order_[at_ + i] * row_bytes, row_bytes);
+        data.append(static_cast<const char*>(tensor.raw()) + order_[at_ + i] * row_bytes,
+                    row_bytes);
       }
     }
     at_ += batch_;
@@ -256,8 +255,9 @@ class LiveSampler {
       if (r.has_token()) last = r.weights_version();
       return true;
     });
-    text_ = status.ok() ? absl::StrFormat("--- sampled during step %d, weights version %d to %d:\n%s%s\n---",
-                                          step, first, last, options_.sample_prompt, text)
+    text_ = status.ok() ? absl::StrFormat(
+                              "--- sampled during step %d, weights version %d to %d:\n%s%s\n---",
+                              step, first, last, options_.sample_prompt, text)
                         : StrCat("--- sampling failed: ", status.message());
     ready_ = true;
     busy_ = false;
@@ -361,11 +361,13 @@ void AddTrainCommand(CLI::App& app, Session& session) {
   train->add_option("--validation", o->validation_fraction, "share of the text held back, its end")
       ->check(CLI::Range(0.0, 0.9))
       ->capture_default_str();
-  train->add_option("--input", o->inputs, "other models: NAME=FILE.npy, examples along its first "
-                                          "dimension (may be repeated)");
+  train->add_option("--input", o->inputs,
+                    "other models: NAME=FILE.npy, examples along its first "
+                    "dimension (may be repeated)");
   train->add_option("--target", o->target, "what the output is compared with: FILE.npy");
-  train->add_option("--loss", o->loss,
-                    "cross-entropy, mse, l1, huber, bce (with logits) or graph-output")
+  train
+      ->add_option("--loss", o->loss,
+                   "cross-entropy, mse, l1, huber, bce (with logits) or graph-output")
       ->capture_default_str();
   train->add_option("--steps", o->steps, "optimizer steps")
       ->check(CLI::PositiveNumber)

@@ -14,7 +14,7 @@ namespace tandem {
 struct KernelSpec {
   const OpDef* op = nullptr;
   const Attributes* attributes = nullptr;
-  std::vector<TensorType> inputs;   // an absent optional input has present[i] == false
+  std::vector<TensorType> inputs;  // an absent optional input has present[i] == false
   std::vector<bool> present;
   std::vector<TensorType> outputs;
 
@@ -31,9 +31,13 @@ struct KernelArgs {
   void* scratch;  // BoundKernel::scratch_bytes, 64-byte aligned
 
   template <typename T>
-  const T* in(int i) const { return static_cast<const T*>(inputs[i]); }
+  const T* in(int i) const {
+    return static_cast<const T*>(inputs[i]);
+  }
   template <typename T>
-  T* out(int i = 0) const { return static_cast<T*>(outputs[i]); }
+  T* out(int i = 0) const {
+    return static_cast<T*>(outputs[i]);
+  }
 };
 
 // A kernel for one KernelSpec. run() does not allocate and does not throw.
@@ -43,8 +47,8 @@ struct BoundKernel {
 };
 
 struct Kernel {
-  // Checks that this backend can do the spec (dtypes above all) and prepares it; Unimplemented, with
-  // the operator and the dtype, where it cannot.
+  // Checks that this backend can do the spec (dtypes above all) and prepares it; Unimplemented,
+  // with the operator and the dtype, where it cannot.
   absl::StatusOr<BoundKernel> (*bind)(const KernelSpec&) = nullptr;
   // The planner may give output 0 the memory of any input of equal byte size when this is true:
   // element i of the output depends on element i of the inputs alone.

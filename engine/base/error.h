@@ -14,8 +14,8 @@
 
 namespace tandem {
 
-// absl::StrCat that takes std::string_view too: where abseil was built with a string_view of its own
-// (Debian 12) the two are different types.
+// absl::StrCat that takes std::string_view too: where abseil was built with a string_view of its
+// own (Debian 12) the two are different types.
 template <typename... Args>
 std::string StrCat(const Args&... args) {
   constexpr auto piece = []<typename T>(const T& value) -> decltype(auto) {
@@ -65,11 +65,11 @@ inline absl::Status Annotate(const absl::Status& status, std::string_view contex
 #define TANDEM_CONCAT_INNER(a, b) a##b
 #define TANDEM_CONCAT(a, b) TANDEM_CONCAT_INNER(a, b)
 
-#define TANDEM_RETURN_IF_ERROR(expr)                      \
-  do {                                                    \
-    if (absl::Status status_ = (expr); !status_.ok()) {   \
-      return status_;                                     \
-    }                                                     \
+#define TANDEM_RETURN_IF_ERROR(expr)                    \
+  do {                                                  \
+    if (absl::Status status_ = (expr); !status_.ok()) { \
+      return status_;                                   \
+    }                                                   \
   } while (false)
 
 #define TANDEM_ASSIGN_OR_RETURN(lhs, expr) \

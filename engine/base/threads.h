@@ -32,7 +32,7 @@ void ParallelFor(int64_t n, int64_t grain, Body&& body) {
     body(int64_t{0}, n);
     return;
   }
-#pragma omp parallel num_threads(static_cast<int>(pieces))
+#pragma omp parallel num_threads(static_cast <int>(pieces))
   {
     const int64_t count = omp_get_num_threads();
     const int64_t piece = omp_get_thread_num();

@@ -1,12 +1,11 @@
 // An operator's attributes: a small sorted list of named values.
 #pragma once
 
+#include <cstdint>
 #include <string>
 #include <string_view>
 #include <variant>
 #include <vector>
-
-#include <cstdint>
 
 namespace tandem {
 

@@ -87,8 +87,7 @@ std::vector<Value> Builder::AddMulti(const OpDef& op, std::span<const Value> inp
   absl::StatusOr<std::vector<TensorType>> inferred =
       op.infer({.inputs = types, .attributes = attributes});
   if (!inferred.ok()) {
-    Fail(absl::Status(inferred.status().code(),
-                      StrCat(where, " ", inferred.status().message())));
+    Fail(absl::Status(inferred.status().code(), StrCat(where, " ", inferred.status().message())));
     return results;
   }
   int64_t bytes = 0;

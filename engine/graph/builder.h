@@ -33,7 +33,9 @@ class Builder {
   // The model's parameter `index`; asking twice gives the same value.
   Value Parameter(int32_t index, std::string_view name, TensorType type);
   Value Constant(std::shared_ptr<const Tensor> tensor);
-  Value Constant(Tensor tensor) { return Constant(std::make_shared<const Tensor>(std::move(tensor))); }
+  Value Constant(Tensor tensor) {
+    return Constant(std::make_shared<const Tensor>(std::move(tensor)));
+  }
   // A scalar (rank 0) constant of that dtype.
   Value Scalar(double value, DType dtype = DType::kF32);
 

@@ -17,22 +17,22 @@
   OP(Reshape)                \
   OP(Transpose) OP(BroadcastTo) OP(Slice) OP(Unslice) OP(Pad) OP(Concat) OP(Gather) OP(GatherGrad)
 #define TANDEM_LINEAR_OPS(OP) OP(MatMul)
-#define TANDEM_CONV_OPS(OP)                                                        \
-  OP(Conv)                                                                         \
-  OP(ConvInputGrad) OP(ConvWeightGrad) OP(MaxPool) OP(MaxPoolGrad) OP(AveragePool) \
-      OP(AveragePoolGrad)
-#define TANDEM_NORMALIZATION_OPS(OP)                                                            \
-  OP(Softmax)                                                                                   \
-  OP(SoftmaxGrad) OP(LogSoftmax) OP(LogSoftmaxGrad) OP(LayerNorm) OP(LayerNormGrad) OP(RmsNorm) \
-      OP(RmsNormGrad)
+#define TANDEM_CONV_OPS(OP) \
+  OP(Conv)                  \
+  OP(ConvInputGrad)         \
+  OP(ConvWeightGrad) OP(MaxPool) OP(MaxPoolGrad) OP(AveragePool) OP(AveragePoolGrad)
+#define TANDEM_NORMALIZATION_OPS(OP) \
+  OP(Softmax)                        \
+  OP(SoftmaxGrad)                    \
+  OP(LogSoftmax) OP(LogSoftmaxGrad) OP(LayerNorm) OP(LayerNormGrad) OP(RmsNorm) OP(RmsNormGrad)
 #define TANDEM_LOSS_OPS(OP) OP(SoftmaxCrossEntropy) OP(SoftmaxCrossEntropyGrad)
 #define TANDEM_SEQUENCE_OPS(OP) OP(Rope) OP(Attention) OP(AttentionGrad) OP(PagedAttention)
 #define TANDEM_OPTIMIZER_OPS(OP) OP(SumOfSquares) OP(AdamStep)
-#define TANDEM_ALL_OPS(OP)                                                             \
-  TANDEM_ELEMENTWISE_OPS(OP)                                                           \
-  TANDEM_REDUCE_OPS(OP) TANDEM_SHAPE_OPS(OP) TANDEM_LINEAR_OPS(OP) TANDEM_CONV_OPS(OP) \
-      TANDEM_NORMALIZATION_OPS(OP) TANDEM_LOSS_OPS(OP) TANDEM_SEQUENCE_OPS(OP)         \
-          TANDEM_OPTIMIZER_OPS(OP)
+#define TANDEM_ALL_OPS(OP)                                                                    \
+  TANDEM_ELEMENTWISE_OPS(OP)                                                                  \
+  TANDEM_REDUCE_OPS(OP)                                                                       \
+  TANDEM_SHAPE_OPS(OP) TANDEM_LINEAR_OPS(OP) TANDEM_CONV_OPS(OP) TANDEM_NORMALIZATION_OPS(OP) \
+      TANDEM_LOSS_OPS(OP) TANDEM_SEQUENCE_OPS(OP) TANDEM_OPTIMIZER_OPS(OP)
 
 namespace tandem::ops {
 

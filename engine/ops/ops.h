@@ -16,15 +16,17 @@ namespace tandem::ops {
 
 // --- elementwise.cc: one input, same shape -----------------------------------------------------
 #define TANDEM_UNARY_OPS(OP)                                                                      \
-  OP(Neg) OP(Abs) OP(Sign) OP(Exp) OP(Log) OP(Sqrt) OP(Rsqrt) OP(Reciprocal) OP(Tanh) OP(Sigmoid) \
-  OP(Erf) OP(Relu) OP(Gelu) OP(GeluTanh) OP(Silu) OP(Softplus) OP(Sin) OP(Cos) OP(Floor) OP(Ceil) \
-  OP(Round) OP(Square) OP(Not)
+  OP(Neg)                                                                                         \
+  OP(Abs) OP(Sign) OP(Exp) OP(Log) OP(Sqrt) OP(Rsqrt) OP(Reciprocal) OP(Tanh) OP(Sigmoid) OP(Erf) \
+      OP(Relu) OP(Gelu) OP(GeluTanh) OP(Silu) OP(Softplus) OP(Sin) OP(Cos) OP(Floor) OP(Ceil)     \
+          OP(Round) OP(Square) OP(Not)
 // Derivatives that are worth a fused kernel: (x, dy) -> dx.
 #define TANDEM_UNARY_GRAD_OPS(OP) OP(ReluGrad) OP(GeluGrad) OP(GeluTanhGrad) OP(SiluGrad)
 // Two inputs, broadcast. The comparisons give bool; And, Or and Xor take and give bool.
-#define TANDEM_BINARY_OPS(OP)                                                              \
-  OP(Add) OP(Sub) OP(Mul) OP(Div) OP(Pow) OP(Max) OP(Min) OP(Mod) OP(Equal) OP(Less)       \
-  OP(LessOrEqual) OP(And) OP(Or) OP(Xor)
+#define TANDEM_BINARY_OPS(OP)                                                                \
+  OP(Add)                                                                                    \
+  OP(Sub) OP(Mul) OP(Div) OP(Pow) OP(Max) OP(Min) OP(Mod) OP(Equal) OP(Less) OP(LessOrEqual) \
+      OP(And) OP(Or) OP(Xor)
 
 #define OP(name) Value name(Builder& b, Value x);
 TANDEM_UNARY_OPS(OP)
@@ -77,8 +79,8 @@ Value GatherGrad(Builder& b, Value dy, Value indices, const Shape& shape);
 
 // --- linear.cc ----------------------------------------------------------------------------------
 // a (..., M, K) x b (..., K, N) -> (..., M, N), batch dimensions broadcast; with transpose_a, a is
-// (..., K, M); with transpose_b, b is (..., N, K). `bias` (N) is optional. Batch-invariant: the bits
-// of an output row depend on that row of a, on b and on bias alone.
+// (..., K, M); with transpose_b, b is (..., N, K). `bias` (N) is optional. Batch-invariant: the
+// bits of an output row depend on that row of a, on b and on bias alone.
 Value MatMul(Builder& b, Value a, Value x, bool transpose_a = false, bool transpose_b = false,
              Value bias = {});
 
@@ -113,44 +115,49 @@ Value LogSoftmaxGrad(Builder& b, Value y, Value dy);
 // Ba et al. 2016. gamma, beta (D) optional. -> {y (..., D), mean (...), rstd (...)}
 std::vector<Value> LayerNorm(Builder& b, Value x, Value gamma, Value beta, double epsilon);
 // -> {dx, dgamma, dbeta}; gamma optional (then dgamma is for a gamma of ones).
-std::vector<Value> LayerNormGrad(Builder& b, Value x, Value gamma, Value mean, Value rstd, Value dy);
+std::vector<Value> LayerNormGrad(Builder& b, Value x, Value gamma, Value mean, Value rstd,
+                                 Value dy);
 // Zhang and Sennrich 2019: x * rsqrt(mean(x^2) + epsilon) * gamma. -> {y (..., D), rstd (...)}
 std::vector<Value> RmsNorm(Builder& b, Value x, Value gamma, double epsilon);
-std::vector<Value> RmsNormGrad(Builder& b, Value x, Value gamma, Value rstd, Value dy);  // {dx, dgamma}
+std::vector<Value> RmsNormGrad(Builder& b, Value x, Value gamma, Value rstd,
+                               Value dy);  // {dx, dgamma}
 
-// --- loss.cc --------------------------------------------------------------------------------------
-// logits (N, V), targets (N) i32 -> {loss (N), lse (N)}: loss = lse - logits[target], in nats.
+// --- loss.cc
+// -------------------------------------------------------------------------------------- logits (N,
+// V), targets (N) i32 -> {loss (N), lse (N)}: loss = lse - logits[target], in nats.
 std::vector<Value> SoftmaxCrossEntropy(Builder& b, Value logits, Value targets);
 // dlogits (N, V) = (softmax(logits) - onehot(targets)) * dloss (N)
 Value SoftmaxCrossEntropyGrad(Builder& b, Value logits, Value targets, Value lse, Value dloss);
 
 // --- sequence.cc: packed tokens of several sequences, see DESIGN "Language models run packed" ----
-// Rotary positions (Su et al. 2021) in Llama's pairing (i, i + D/2): x (N, H, D), positions (N) i32.
-// table (P, D): cosines then sines of each position. `inverse` rotates back (the gradient).
+// Rotary positions (Su et al. 2021) in Llama's pairing (i, i + D/2): x (N, H, D), positions (N)
+// i32. table (P, D): cosines then sines of each position. `inverse` rotates back (the gradient).
 Value Rope(Builder& b, Value x, Value positions, Value table, bool inverse = false);
 // The table for Rope, (max_positions, D), computed in double.
 Tensor RopeTable(double theta, int64_t head_dim, int64_t max_positions);
 // Causal attention within each sequence (Dao et al., FlashAttention-2). q (N, H, D), k and v
 // (N, Hkv, D), query_start (S + 1) i32: sequence s holds tokens [query_start[s], query_start[s+1]).
 // -> {out (N, H, D), lse (N, H)}. scale multiplies the scores.
-std::vector<Value> Attention(Builder& b, Value q, Value k, Value v, Value query_start, double scale);
+std::vector<Value> Attention(Builder& b, Value q, Value k, Value v, Value query_start,
+                             double scale);
 // -> {dq, dk, dv}
-std::vector<Value> AttentionGrad(Builder& b, Value q, Value k, Value v, Value query_start, Value out,
-                                 Value lse, Value dout, double scale);
+std::vector<Value> AttentionGrad(Builder& b, Value q, Value k, Value v, Value query_start,
+                                 Value out, Value lse, Value dout, double scale);
 // Serving: writes the new tokens' k and v into the cache (in place), then attends to all of it.
 // past_length (S) i32; block_table (S, B) i32; k_cache (P, Hkv, D, 32), v_cache (P, Hkv, 32, D).
 // The same bits as Attention over the whole sequence. Not differentiable.
 Value PagedAttention(Builder& b, Value q, Value k, Value v, Value query_start, Value past_length,
                      Value block_table, Value k_cache, Value v_cache, double scale);
 
-// --- optimizer.cc: over flat parameters ------------------------------------------------------------
-// Sum of squares of x (P) as an f64 scalar, in a fixed order.
+// --- optimizer.cc: over flat parameters
+// ------------------------------------------------------------ Sum of squares of x (P) as an f64
+// scalar, in a fixed order.
 Value SumOfSquares(Builder& b, Value x);
-// Adam (decoupled = false; Kingma and Ba 2015) or AdamW (Loshchilov and Hutter 2019), with PyTorch's
-// formulas. p, g, m, v (P); decay (P) u8: 1 where weight decay applies; hyper (8) f32 or f64:
-// {lr, beta1, beta2, eps, weight_decay, 1 - beta1^t, 1 - beta2^t, gradient scale}.
+// Adam (decoupled = false; Kingma and Ba 2015) or AdamW (Loshchilov and Hutter 2019), with
+// PyTorch's formulas. p, g, m, v (P); decay (P) u8: 1 where weight decay applies; hyper (8) f32 or
+// f64: {lr, beta1, beta2, eps, weight_decay, 1 - beta1^t, 1 - beta2^t, gradient scale}.
 // -> {p', m', v'}, which may share memory with p, m, v.
-std::vector<Value> AdamStep(Builder& b, Value p, Value g, Value m, Value v, Value decay, Value hyper,
-                            bool decoupled);
+std::vector<Value> AdamStep(Builder& b, Value p, Value g, Value m, Value v, Value decay,
+                            Value hyper, bool decoupled);
 
 }  // namespace tandem::ops

@@ -52,11 +52,14 @@ class PagedGenerator final : public Generator {
     const int64_t page_floats = info_.kv_heads * info_.head_dim * kPageTokens;
     const int64_t page_bytes = 2 * info_.layers * page_floats * static_cast<int64_t>(sizeof(float));
     // Room for one sequence of full length at least, and for no more than can run.
-    pages_ = std::clamp(options.kv_cache_bytes / page_bytes, blocks_per_sequence_,
-                        std::max(blocks_per_sequence_, options.max_sequences * blocks_per_sequence_));
+    pages_ =
+        std::clamp(options.kv_cache_bytes / page_bytes, blocks_per_sequence_,
+                   std::max(blocks_per_sequence_, options.max_sequences * blocks_per_sequence_));
     for (int64_t layer = 0; layer < info_.layers; ++layer) {
-      k_cache_.emplace_back(DType::kF32, Shape{pages_, info_.kv_heads, info_.head_dim, kPageTokens});
-      v_cache_.emplace_back(DType::kF32, Shape{pages_, info_.kv_heads, kPageTokens, info_.head_dim});
+      k_cache_.emplace_back(DType::kF32,
+                            Shape{pages_, info_.kv_heads, info_.head_dim, kPageTokens});
+      v_cache_.emplace_back(DType::kF32,
+                            Shape{pages_, info_.kv_heads, kPageTokens, info_.head_dim});
     }
     for (int64_t page = pages_; page-- > 0;) free_pages_.push_back(static_cast<int32_t>(page));
   }
@@ -234,7 +237,8 @@ class PagedGenerator final : public Generator {
     for (const Tensor& t : v_cache_) values.v_cache.push_back(b.Input("v_cache", t.type()));
     const Value logits = model_.source().BuildLogits(b, values);  // (R, V)
     // The log-sum-exp of the very kernel that training and scoring use.
-    const Value any_target = b.Constant(Tensor::Zeros({DType::kI32, {in.logit_rows.num_elements()}}));
+    const Value any_target =
+        b.Constant(Tensor::Zeros({DType::kI32, {in.logit_rows.num_elements()}}));
     const Value lse = ops::SoftmaxCrossEntropy(b, logits, any_target)[1];  // (R)
     b.Output(logits);
     b.Output(lse);
@@ -245,8 +249,7 @@ class PagedGenerator final : public Generator {
     const StepInputs in = Bind(pieces);
     const std::string key = StrCat("generate ", in.tokens.num_elements(), " ", pieces.size(), " ",
                                    in.logit_rows.num_elements());
-    TANDEM_ASSIGN_OR_RETURN(Plan * plan,
-                            model_.plans().Get(key, [&] { return BuildStep(in); }));
+    TANDEM_ASSIGN_OR_RETURN(Plan * plan, model_.plans().Get(key, [&] { return BuildStep(in); }));
     std::vector<const Tensor*> inputs = {&in.tokens,      &in.positions,   &in.query_start,
                                          &in.past_length, &in.block_table, &in.logit_rows};
     for (const Tensor& t : k_cache_) inputs.push_back(&t);

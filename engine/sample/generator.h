@@ -2,9 +2,9 @@
 //
 // Every method runs on the compute thread; Step() does one bounded piece of work: a chunk of one
 // prompt, or one token for every running sequence. A weight change between two steps makes the
-// cached keys and values of running sequences stale: they are recomputed with the new weights before
-// the next token, so that each token's log-probability is what Score would give with the weights
-// whose version it carries.
+// cached keys and values of running sequences stale: they are recomputed with the new weights
+// before the next token, so that each token's log-probability is what Score would give with the
+// weights whose version it carries.
 #pragma once
 
 #include <cstdint>
@@ -29,7 +29,7 @@ struct SamplingOptions {
   std::vector<int32_t> stop_token_ids;
   bool ignore_eos = false;
   uint64_t seed = 0;
-  uint64_t stream = 0;  // which of the n samples: another stream of the same seed
+  uint64_t stream = 0;   // which of the n samples: another stream of the same seed
   int64_t logprobs = 0;  // this many likeliest tokens with each
   bool prompt_logprobs = false;
   // Ranges, NaN, and token ids against vocab_size; messages name the field.
@@ -52,13 +52,13 @@ struct SampledToken {
 class Generator {
  public:
   // Called on the compute thread for every token; returns false to end the sequence (a stop text
-  // was found, the client went away). It may call Add and Cancel, for its own sequence too. After an
-  // error (`status` not OK) it is not called again.
+  // was found, the client went away). It may call Add and Cancel, for its own sequence too. After
+  // an error (`status` not OK) it is not called again.
   using TokenCallback = std::function<bool(const absl::Status& status, const SampledToken& token)>;
 
   struct Options {
-    int64_t max_sequences = 64;       // running at once; more wait
-    int64_t max_waiting = 1024;       // then RESOURCE_EXHAUSTED
+    int64_t max_sequences = 64;  // running at once; more wait
+    int64_t max_waiting = 1024;  // then RESOURCE_EXHAUSTED
     int64_t prompt_chunk_tokens = 256;
     int64_t kv_cache_bytes = int64_t{256} << 20;
   };

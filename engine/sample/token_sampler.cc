@@ -69,7 +69,8 @@ std::vector<int32_t> Candidates(std::span<const float> logits, const SamplingOpt
     for (int32_t t : ids) total += std::exp(logits[t] - top);
     double sum = 0;
     size_t keep = 0;
-    while (keep < ids.size() && sum < options.top_p * total) sum += std::exp(logits[ids[keep++]] - top);
+    while (keep < ids.size() && sum < options.top_p * total)
+      sum += std::exp(logits[ids[keep++]] - top);
     ids.resize(std::max<size_t>(1, keep));
   }
   if (options.min_p > 0) {
@@ -92,8 +93,8 @@ double GumbelNoise(const SamplingOptions& options, uint64_t position, int32_t to
 absl::Status SamplingOptions::Validate(int64_t vocab_size) const {
   constexpr double kMany = 1e6;
   TANDEM_RETURN_IF_ERROR(Range("max_tokens", static_cast<double>(max_tokens), 1, 1e9));
-  TANDEM_RETURN_IF_ERROR(Range("min_tokens", static_cast<double>(min_tokens), 0,
-                               static_cast<double>(max_tokens)));
+  TANDEM_RETURN_IF_ERROR(
+      Range("min_tokens", static_cast<double>(min_tokens), 0, static_cast<double>(max_tokens)));
   TANDEM_RETURN_IF_ERROR(Range("temperature", temperature, 0, kMany));
   TANDEM_RETURN_IF_ERROR(Range("top_k", static_cast<double>(top_k), 0, 1e9));
   TANDEM_RETURN_IF_ERROR(Range("top_p", top_p, 1e-9, 1));

@@ -13,19 +13,32 @@ namespace {
 template <typename F>
 auto Dispatch(DType dtype, F&& f) {
   switch (dtype) {
-    case DType::kF32: return f(static_cast<float*>(nullptr));
-    case DType::kF64: return f(static_cast<double*>(nullptr));
-    case DType::kF16: return f(static_cast<F16*>(nullptr));
-    case DType::kBF16: return f(static_cast<BF16*>(nullptr));
-    case DType::kI8: return f(static_cast<int8_t*>(nullptr));
-    case DType::kI16: return f(static_cast<int16_t*>(nullptr));
-    case DType::kI32: return f(static_cast<int32_t*>(nullptr));
-    case DType::kI64: return f(static_cast<int64_t*>(nullptr));
-    case DType::kU8: return f(static_cast<uint8_t*>(nullptr));
-    case DType::kU16: return f(static_cast<uint16_t*>(nullptr));
-    case DType::kU32: return f(static_cast<uint32_t*>(nullptr));
-    case DType::kU64: return f(static_cast<uint64_t*>(nullptr));
-    case DType::kBool: return f(static_cast<bool*>(nullptr));
+    case DType::kF32:
+      return f(static_cast<float*>(nullptr));
+    case DType::kF64:
+      return f(static_cast<double*>(nullptr));
+    case DType::kF16:
+      return f(static_cast<F16*>(nullptr));
+    case DType::kBF16:
+      return f(static_cast<BF16*>(nullptr));
+    case DType::kI8:
+      return f(static_cast<int8_t*>(nullptr));
+    case DType::kI16:
+      return f(static_cast<int16_t*>(nullptr));
+    case DType::kI32:
+      return f(static_cast<int32_t*>(nullptr));
+    case DType::kI64:
+      return f(static_cast<int64_t*>(nullptr));
+    case DType::kU8:
+      return f(static_cast<uint8_t*>(nullptr));
+    case DType::kU16:
+      return f(static_cast<uint16_t*>(nullptr));
+    case DType::kU32:
+      return f(static_cast<uint32_t*>(nullptr));
+    case DType::kU64:
+      return f(static_cast<uint64_t*>(nullptr));
+    case DType::kBool:
+      return f(static_cast<bool*>(nullptr));
   }
   std::abort();
 }
@@ -54,16 +67,14 @@ To ConvertElement(From x) {
 
 }  // namespace
 
-std::string TensorType::ToString() const {
-  return StrCat(DTypeName(dtype), shape.ToString());
-}
+std::string TensorType::ToString() const { return StrCat(DTypeName(dtype), shape.ToString()); }
 
 Buffer::Buffer(int64_t bytes) : bytes_(bytes) {
   const size_t rounded = std::max<size_t>(64, (static_cast<size_t>(bytes) + 63) / 64 * 64);
-  data_.reset(static_cast<std::byte*>(::operator new(rounded, std::align_val_t{64})));
+  data_.reset(static_cast<std::byte*>(::operator new (rounded, std::align_val_t{64})));
 }
 
-void Buffer::Free::operator()(std::byte* p) const { ::operator delete(p, std::align_val_t{64}); }
+void Buffer::Free::operator()(std::byte* p) const { ::operator delete (p, std::align_val_t{64}); }
 
 Tensor Tensor::Zeros(TensorType type) {
   Tensor tensor(std::move(type));
@@ -89,7 +100,8 @@ Tensor Tensor::Reshaped(Shape shape) && {
 
 void Tensor::CheckType(DType dtype) const {
   if (dtype != type_.dtype) {
-    std::fprintf(stderr, "CHECK: a %s tensor read as %s\n", std::string(DTypeName(type_.dtype)).c_str(),
+    std::fprintf(stderr, "CHECK: a %s tensor read as %s\n",
+                 std::string(DTypeName(type_.dtype)).c_str(),
                  std::string(DTypeName(dtype)).c_str());
     std::abort();
   }

@@ -21,8 +21,8 @@ struct TensorType {
   std::string ToString() const;
 };
 
-// Host memory, 64-byte aligned (a cache line, a full AVX-512 vector) and rounded up to that, so that
-// a vector load at the last element stays inside. Uninitialised.
+// Host memory, 64-byte aligned (a cache line, a full AVX-512 vector) and rounded up to that, so
+// that a vector load at the last element stays inside. Uninitialised.
 class Buffer {
  public:
   Buffer() = default;

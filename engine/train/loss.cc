@@ -68,10 +68,10 @@ absl::StatusOr<LossInputs> PackSequences(const Model& model, const Objective& ob
   LossInputs packed;
   packed.packed = true;
   packed.sequences = static_cast<int64_t>(batch.sequences.size());
-  Tensor ids(DType::kI32, {tokens});                          // (N)
-  Tensor positions(DType::kI32, {tokens});                    // (N)
-  Tensor query_start(DType::kI32, {packed.sequences + 1});    // (S + 1)
-  Tensor targets(DType::kI32, {tokens});                      // (N)
+  Tensor ids(DType::kI32, {tokens});                        // (N)
+  Tensor positions(DType::kI32, {tokens});                  // (N)
+  Tensor query_start(DType::kI32, {packed.sequences + 1});  // (S + 1)
+  Tensor targets(DType::kI32, {tokens});                    // (N)
   int64_t at = 0;
   for (int64_t s = 0; s < packed.sequences; ++s) {
     const TokenSequence& sequence = batch.sequences[s];
@@ -136,8 +136,8 @@ absl::StatusOr<LossInputs> PrepareTensors(const Model& model, const Objective& o
   for (size_t i = 0; i < used.size(); ++i) {
     if (!used[i]) {
       return InvalidArgument("the batch's tensor '", batch.tensors[i].first,
-                             "' is neither an input of model '", model.name(),
-                             "' nor the target '", objective.target, "'");
+                             "' is neither an input of model '", model.name(), "' nor the target '",
+                             objective.target, "'");
     }
   }
   return prepared;
@@ -257,9 +257,8 @@ absl::StatusOr<Value> BuildLosses(Builder& builder, const Model& model, const Ob
 }
 
 std::string LossKey(const Objective& objective, const LossInputs& inputs) {
-  std::string key =
-      StrCat(static_cast<int>(objective.loss), " ", objective.output, " ", objective.huber_delta,
-             inputs.packed ? " packed" : " tensors");
+  std::string key = StrCat(static_cast<int>(objective.loss), " ", objective.output, " ",
+                           objective.huber_delta, inputs.packed ? " packed" : " tensors");
   for (const Tensor* tensor : inputs.inputs) key += StrCat(" ", tensor->type().ToString());
   return key;
 }

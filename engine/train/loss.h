@@ -1,8 +1,8 @@
 // Losses: from a batch to the graph's inputs, and from a model's outputs to one loss an element.
 //
 // The graph computes the unreduced losses; reduction happens outside, in double, and reaches the
-// gradient as the cotangent of the losses (weight_i x scale). So one plan serves every reduction and
-// every set of weights.
+// gradient as the cotangent of the losses (weight_i x scale). So one plan serves every reduction
+// and every set of weights.
 #pragma once
 
 #include <string>
@@ -14,11 +14,11 @@ namespace tandem {
 
 // A checked batch, ready to bind: names and types follow the order of the graph's inputs.
 struct LossInputs {
-  bool packed = false;           // token sequences
-  std::vector<Tensor> owned;     // what the batch did not hold in the right form
+  bool packed = false;                // token sequences
+  std::vector<Tensor> owned;          // what the batch did not hold in the right form
   std::vector<const Tensor*> inputs;  // the model's inputs, then the target
-  std::vector<float> weights;    // (elements) of the losses; empty: ones
-  int64_t sequences = 0;         // packed: S
+  std::vector<float> weights;         // (elements) of the losses; empty: ones
+  int64_t sequences = 0;              // packed: S
 };
 
 // The objective's own values, and that the model has the output it names.

@@ -29,16 +29,17 @@ absl::Status CheckRange(std::string_view name, double value, double low, bool lo
   if (std::isfinite(value) && (low_open ? value > low : value >= low) && value < high) {
     return absl::OkStatus();
   }
-  return InvalidArgument(name, " is ", value, ", must be ", low_open ? "above " : "at least ", low,
-                         std::isinf(high) ? std::string(" and finite")
-                                          : StrCat(" and below ", high));
+  return InvalidArgument(
+      name, " is ", value, ", must be ", low_open ? "above " : "at least ", low,
+      std::isinf(high) ? std::string(" and finite") : StrCat(" and below ", high));
 }
 
 // The class indices of a cross-entropy target, against the number of classes that the graph has.
 absl::Status CheckTargets(const Plan& plan, const LossInputs& inputs) {
   int64_t classes = 0;
   for (const Node& node : plan.graph().nodes()) {
-    if (node.op->name == "SoftmaxCrossEntropy") classes = plan.graph().type(node.inputs[0]).shape[-1];
+    if (node.op->name == "SoftmaxCrossEntropy")
+      classes = plan.graph().type(node.inputs[0]).shape[-1];
   }
   const Tensor& target = *inputs.inputs.back();
   for (int64_t i = 0; i < target.num_elements(); ++i) {
@@ -113,10 +114,11 @@ absl::StatusOr<std::unique_ptr<Trainer>> Trainer::Create(Model* model, Objective
   const std::vector<TensorType> step_inputs = {
       flat, flat, flat, flat, {DType::kU8, {size}}, {DType::kF64, {8}}};
   const bool decoupled = optimizer.decoupled;
-  TANDEM_ASSIGN_OR_RETURN(trainer->step_plan_, FlatPlan(step_inputs, [decoupled](
-                                                   Builder& b, const std::vector<Value>& in) {
-    return ops::AdamStep(b, in[0], in[1], in[2], in[3], in[4], in[5], decoupled);
-  }));
+  TANDEM_ASSIGN_OR_RETURN(
+      trainer->step_plan_,
+      FlatPlan(step_inputs, [decoupled](Builder& b, const std::vector<Value>& in) {
+        return ops::AdamStep(b, in[0], in[1], in[2], in[3], in[4], in[5], decoupled);
+      }));
   return trainer;
 }
 
@@ -160,12 +162,11 @@ void Trainer::FillDecay() {
 absl::StatusOr<LossReport> Trainer::ForwardBackward(const Batch& batch) {
   const Stopwatch watch;
   TANDEM_ASSIGN_OR_RETURN(LossInputs inputs, PrepareBatch(*model_, objective_, batch));
-  const std::string key = StrCat("train ", absl::StrJoin(frozen_, ","), " ",
-                                 LossKey(objective_, inputs));
+  const std::string key =
+      StrCat("train ", absl::StrJoin(frozen_, ","), " ", LossKey(objective_, inputs));
   TANDEM_ASSIGN_OR_RETURN(Plan * plan, model_->plans().Get(key, [&]() -> absl::StatusOr<Graph> {
     Builder builder(EvaluateNode);
-    TANDEM_ASSIGN_OR_RETURN(const Value losses,
-                            BuildLosses(builder, *model_, objective_, inputs));
+    TANDEM_ASSIGN_OR_RETURN(const Value losses, BuildLosses(builder, *model_, objective_, inputs));
     const Value cotangent = builder.Input("cotangent", builder.type(losses));
     std::vector<Value> wrt;
     for (int32_t i : trainable_) {
@@ -253,8 +254,8 @@ absl::StatusOr<StepReport> Trainer::OptimStep() {
                              1 - std::pow(optimizer_.beta2, t),
                              scale};
     float* p = model_->parameters().flat();
-    const void* in[] = {p, gradients_.raw(), first_moment_.raw(), second_moment_.raw(),
-                        decay_.raw(), hyper};
+    const void* in[] = {
+        p, gradients_.raw(), first_moment_.raw(), second_moment_.raw(), decay_.raw(), hyper};
     void* out[] = {p, first_moment_.raw(), second_moment_.raw()};
     step_plan_->Run(in, {}, out);
     model_->BumpWeightsVersion();

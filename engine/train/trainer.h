@@ -1,7 +1,7 @@
 // Trainer: loss, gradients and optimizer over a Model, in place.
 //
-// Every method runs on the compute thread. Parameters, gradients and optimizer state are flat arrays
-// of one layout (ParameterStore), so an optimizer step is one pass.
+// Every method runs on the compute thread. Parameters, gradients and optimizer state are flat
+// arrays of one layout (ParameterStore), so an optimizer step is one pass.
 #pragma once
 
 #include <memory>
@@ -27,7 +27,7 @@ struct Objective {
 struct OptimizerOptions {
   bool decoupled = true;  // AdamW; false: Adam
   double learning_rate = 1e-3, beta1 = 0.9, beta2 = 0.999, epsilon = 1e-8, weight_decay = 0.01;
-  double max_grad_norm = 0;   // 0: no clipping
+  double max_grad_norm = 0;    // 0: no clipping
   bool decay_vectors = false;  // weight decay on parameters of fewer than two dimensions
   absl::Status Validate() const;
 };
@@ -44,9 +44,9 @@ struct Batch {
 };
 
 struct LossReport {
-  double loss = 0;        // reduced
+  double loss = 0;  // reduced
   double loss_sum = 0, weight_sum = 0;
-  int64_t tokens = 0;     // trained positions or loss elements
+  int64_t tokens = 0;  // trained positions or loss elements
   // Cross-entropy: the log-probability of each target, one a position (packed sequences in order, 0
   // where there is no target) or a row.
   std::vector<float> logprobs;
@@ -54,8 +54,8 @@ struct LossReport {
 };
 
 struct StepReport {
-  double grad_norm = 0;   // before clipping
-  bool skipped = false;   // gradients not finite
+  double grad_norm = 0;  // before clipping
+  bool skipped = false;  // gradients not finite
   int64_t step = 0;
   double seconds = 0;
 };

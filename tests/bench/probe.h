@@ -25,7 +25,8 @@ inline double MedianSeconds(const std::function<void()>& body, int runs = 7,
       body();
       times.push_back(Now() - begin);
     } while (Now() < end || times.size() < 3);
-    std::nth_element(times.begin(), times.begin() + static_cast<long>(times.size() / 2), times.end());
+    std::nth_element(times.begin(), times.begin() + static_cast<long>(times.size() / 2),
+                     times.end());
     medians.push_back(times[times.size() / 2]);
   }
   std::nth_element(medians.begin(), medians.begin() + runs / 2, medians.end());

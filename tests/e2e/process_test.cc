@@ -160,10 +160,10 @@ TEST_F(ProcessTest, TrainsAndSamplesFromTheCommandLine) {
                 &output),
             0)
       << output;
-  ASSERT_EQ(Run({"generate", "fox", "--prompt", "the quick", "--max-tokens", "35", "--temperature",
-                 "0"},
-                &output),
-            0)
+  ASSERT_EQ(
+      Run({"generate", "fox", "--prompt", "the quick", "--max-tokens", "35", "--temperature", "0"},
+          &output),
+      0)
       << output;
   EXPECT_EQ(output, "the quick brown fox jumps over the lazy dog.\n") << "it has learnt its text";
   ASSERT_EQ(Run({"--json", "score", "fox", "--text", "the quick"}, &output), 0) << output;
@@ -175,10 +175,10 @@ TEST_F(ProcessTest, TrainsAndSamplesFromTheCommandLine) {
   EXPECT_EQ(Run({"generate", "fox", "--prompt", "the"}, &output), 1);
   EXPECT_NE(output.find("NOT_FOUND"), std::string::npos) << output;
   ASSERT_EQ(Run({"models", "load", "fox"}, &output), 0) << output;
-  ASSERT_EQ(Run({"generate", "fox", "--prompt", "the quick", "--max-tokens", "10",
-                 "--temperature", "0"},
-                &output),
-            0)
+  ASSERT_EQ(
+      Run({"generate", "fox", "--prompt", "the quick", "--max-tokens", "10", "--temperature", "0"},
+          &output),
+      0)
       << output;
   EXPECT_EQ(output, "the quick brown fox\n") << "saved and read again";
 }
@@ -188,8 +188,8 @@ TEST_F(ProcessTest, AKilledClientFreesItsWork) {
   CreateCharacters();
   const std::string running = "tandem_kv_cache_usage_ratio{model=\"chars\"}";
   {
-    Process generate({Binary("client/tandem"), "--server", address_, "generate", "chars", "--prompt",
-                      "a", "--max-tokens", "4000"},
+    Process generate({Binary("client/tandem"), "--server", address_, "generate", "chars",
+                      "--prompt", "a", "--max-tokens", "4000"},
                      folder_ / "generate.txt");
     for (int i = 0; i < 200 && !(Metric(running) > 0); ++i) {
       std::this_thread::sleep_for(std::chrono::milliseconds(20));
@@ -283,7 +283,8 @@ TEST_F(MaterialTest, RealModelsThroughKServe) {
                   &output),
               0)
         << output;
-    const auto npy = ReadNpy(ReadFile(folder_ / "out/" + created->model().outputs(0).name() + ".npy"));
+    const auto npy =
+        ReadNpy(ReadFile(folder_ / "out/" + created->model().outputs(0).name() + ".npy"));
     ASSERT_TRUE(npy.ok()) << npy.status();
     EXPECT_EQ(npy->shape(), expected.shape());
   }

@@ -24,11 +24,14 @@ TEST(ExecutorTest, RunsTasksOfOneLaneInOrder) {
 TEST(ExecutorTest, RefusesWhatDoesNotFit) {
   Executor executor(2, 1);
   std::atomic<bool> release{false}, started{false};
-  ASSERT_TRUE(executor.Submit(Lane::kServing, [&] {
-    started = true;
-    while (!release) {
-    }
-  }).ok());
+  ASSERT_TRUE(executor
+                  .Submit(Lane::kServing,
+                          [&] {
+                            started = true;
+                            while (!release) {
+                            }
+                          })
+                  .ok());
   while (!started) {
   }
   EXPECT_TRUE(executor.Submit(Lane::kServing, [] {}).ok());
@@ -40,8 +43,8 @@ TEST(ExecutorTest, RefusesWhatDoesNotFit) {
   release = true;
 }
 
-// A decode loop that submits its next step from the running one shares the thread with long training
-// tasks by time, not by count. Time is a counter that the tasks advance.
+// A decode loop that submits its next step from the running one shares the thread with long
+// training tasks by time, not by count. Time is a counter that the tasks advance.
 TEST(ExecutorTest, LanesShareByTime) {
   std::atomic<double> now{0};
   std::atomic<bool> go{false};
@@ -57,16 +60,22 @@ TEST(ExecutorTest, LanesShareByTime) {
         ASSERT_TRUE(executor.Submit(Lane::kServing, decode).ok());
       }
     };
-    ASSERT_TRUE(executor.Submit(Lane::kTraining, [&] {
-      while (!go) {
-      }
-    }).ok());
+    ASSERT_TRUE(executor
+                    .Submit(Lane::kTraining,
+                            [&] {
+                              while (!go) {
+                              }
+                            })
+                    .ok());
     for (int i = 0; i < 4; ++i) {
-      ASSERT_TRUE(executor.Submit(Lane::kTraining, [&] {
-        now = now + 10;
-        order += 'T';
-        ++training;
-      }).ok());
+      ASSERT_TRUE(executor
+                      .Submit(Lane::kTraining,
+                              [&] {
+                                now = now + 10;
+                                order += 'T';
+                                ++training;
+                              })
+                      .ok());
     }
     ASSERT_TRUE(executor.Submit(Lane::kServing, decode).ok());
     go = true;

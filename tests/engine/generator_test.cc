@@ -80,7 +80,8 @@ TEST_P(BitEqualTest, GenerateScoreAndTrainingAgree) {
       SamplingOptions other = options;
       other.seed = 100 + i;
       other.max_tokens = 3 + 9 * i;
-      ASSERT_TRUE((*generator)->Add(RandomTokens(1 + 7 * i, 61, i), other, Collect(&others[i])).ok());
+      ASSERT_TRUE(
+          (*generator)->Add(RandomTokens(1 + 7 * i, 61, i), other, Collect(&others[i])).ok());
       if (i == 4) {
         ASSERT_TRUE((*generator)->Add(prompt, options, Collect(&beside)).ok());
       }
@@ -130,10 +131,13 @@ TEST(GeneratorTest, FollowsTheLiveWeights) {
   SamplingOptions options;
   options.max_tokens = 12;
   std::vector<SampledToken> sampled;
-  ASSERT_TRUE((*generator)->Add(prompt, options, [&](const absl::Status&, const SampledToken& t) {
-    sampled.push_back(t);
-    return true;
-  }).ok());
+  ASSERT_TRUE((*generator)
+                  ->Add(prompt, options,
+                        [&](const absl::Status&, const SampledToken& t) {
+                          sampled.push_back(t);
+                          return true;
+                        })
+                  .ok());
   Batch batch;
   batch.sequences.push_back({.tokens = RandomTokens(50, 61, 4), .targets = {}, .weights = {}});
   while ((*generator)->HasWork()) {
@@ -165,8 +169,8 @@ TEST(GeneratorTest, RealModelGivesTheReferenceTokens) {
     Model model("stories", loaded->source, std::move(loaded->parameters));
     auto generator = Generator::Create(&model, {});
     ASSERT_TRUE(generator.ok());
-    const auto reference = nlohmann::json::parse(
-        ReadFile(folder + "reference/greedy_" + layout + ".json"));
+    const auto reference =
+        nlohmann::json::parse(ReadFile(folder + "reference/greedy_" + layout + ".json"));
     for (const auto& expected : reference["results"]) {
       const auto want = expected["generated_ids"].get<std::vector<int32_t>>();
       SamplingOptions options;
@@ -259,7 +263,8 @@ TEST_F(SamplerTest, FrequenciesFollowTheSoftmax) {
     for (float x : logits_) sum += std::exp(x / temperature);
     for (size_t i = 0; i < logits_.size(); ++i) {
       const double expected = 20000 * std::exp(logits_[i] / temperature) / sum;
-      chi2 += (static_cast<double>(counts[i]) - expected) * (static_cast<double>(counts[i]) - expected) / expected;
+      chi2 += (static_cast<double>(counts[i]) - expected) *
+              (static_cast<double>(counts[i]) - expected) / expected;
     }
     EXPECT_LT(chi2, 18.47) << "0.999 quantile of chi-square with 4 degrees of freedom";
   }

@@ -25,8 +25,8 @@ const std::map<std::string, std::set<std::string>>& Allowed() {
     (*r)["engine/ops"] = {"engine/base", "engine/tensor", "engine/graph"};
     (*r)["engine/backend"] = {"engine/base", "engine/tensor", "engine/graph"};
     (*r)["engine/backend/cpu/kernels"] = {"engine/base"};
-    (*r)["engine/backend/cpu"] = {"engine/base", "engine/tensor", "engine/graph", "engine/ops",
-                                  "engine/backend", "engine/backend/cpu/kernels"};
+    (*r)["engine/backend/cpu"] = {"engine/base", "engine/tensor",  "engine/graph",
+                                  "engine/ops",  "engine/backend", "engine/backend/cpu/kernels"};
     (*r)["engine/exec"] = {"engine/base", "engine/tensor", "engine/graph", "engine/ops",
                            "engine/backend"};
     std::set<std::string> upper = {"engine/base", "engine/tensor", "engine/graph", "engine/ops",
@@ -40,8 +40,8 @@ const std::map<std::string, std::set<std::string>>& Allowed() {
     upper.insert({"engine/train", "engine/sample", "tandem/v1", "inference"});
     (*r)["server"] = upper;
     (*r)["client"] = {"tandem/v1", "inference"};
-    (*r)["client/command"] = {"client", "tandem/v1", "inference", "engine/base", "engine/tensor",
-                              "engine/formats"};
+    (*r)["client/command"] = {"client",      "tandem/v1",     "inference",
+                              "engine/base", "engine/tensor", "engine/formats"};
     return r;
   }();
   return *rules;
@@ -53,16 +53,16 @@ struct Confined {
   std::vector<std::string> places;  // prefixes of paths
 };
 const std::vector<Confined>& ConfinedHeaders() {
-  static const auto* const confined = new std::vector<Confined>{
-      {"(oneapi/dnnl/|dnnl).*", {"engine/backend/cpu/"}},
-      {"onnx/.*", {"engine/formats/onnx"}},
-      {"prometheus/.*", {"server/metrics"}},
-      {"(grpcpp|grpc)/.*", {"server/", "client/"}},
-      {"tandem/v1/.*", {"server/", "client/"}},
-      {"sentencepiece.*", {"engine/formats/"}},
-      {"spdlog/.*", {"server/"}},
-      {"CLI/.*", {"server/main", "client/command/"}},
-      {"hwy/.*", {"engine/backend/cpu/kernels/"}}};
+  static const auto* const confined =
+      new std::vector<Confined>{{"(oneapi/dnnl/|dnnl).*", {"engine/backend/cpu/"}},
+                                {"onnx/.*", {"engine/formats/onnx"}},
+                                {"prometheus/.*", {"server/metrics"}},
+                                {"(grpcpp|grpc)/.*", {"server/", "client/"}},
+                                {"tandem/v1/.*", {"server/", "client/"}},
+                                {"sentencepiece.*", {"engine/formats/"}},
+                                {"spdlog/.*", {"server/"}},
+                                {"CLI/.*", {"server/main", "client/command/"}},
+                                {"hwy/.*", {"engine/backend/cpu/kernels/"}}};
   return *confined;
 }
 

@@ -35,8 +35,7 @@ TEST(TrainerTest, FollowsTheReferenceTrajectory) {
   absl::StatusOr<LoadedModel> loaded = LoadHuggingFace(folder + "hf-f32");
   ASSERT_TRUE(loaded.ok()) << loaded.status();
   Model model("stories", loaded->source, std::move(loaded->parameters));
-  const auto reference =
-      nlohmann::json::parse(ReadFile(folder + "reference/train_reference.json"));
+  const auto reference = nlohmann::json::parse(ReadFile(folder + "reference/train_reference.json"));
   const auto tokens = reference["token_ids"].get<std::vector<int32_t>>();
   const Batch batch = TokenBatch({{.tokens = tokens, .targets = {}, .weights = {}}});
   auto trainer = Trainer::Create(&model, {}, ReferenceOptimizer(), {});
@@ -101,10 +100,11 @@ TEST(TrainerTest, GradientsAgreeWithFiniteDifferences) {
     std::vector<float> weights(30, 1.0f);
     weights[3] = 0.25f;
     weights[7] = 0;
-    const Batch batch = TokenBatch({{.tokens = RandomTokens(40, 61, 5), .targets = {}, .weights = {}},
-                                    {.tokens = RandomTokens(30, 61, 6),
-                                     .targets = RandomTokens(30, 61, 7),
-                                     .weights = weights}});
+    const Batch batch =
+        TokenBatch({{.tokens = RandomTokens(40, 61, 5), .targets = {}, .weights = {}},
+                    {.tokens = RandomTokens(30, 61, 6),
+                     .targets = RandomTokens(30, 61, 7),
+                     .weights = weights}});
     ASSERT_TRUE((*trainer)->ForwardBackward(batch).ok());
     // Along the gradient itself: (L(w + h g) - L(w - h g)) / 2h = |g|^2.
     double norm2 = 0;
@@ -133,15 +133,16 @@ TEST(TrainerTest, GradientsAgreeWithFiniteDifferences) {
 
 TEST(TrainerTest, FrozenParametersStay) {
   auto model = MakeModel(TinyConfig(DecoderArchitecture::kLlama));
-  auto trainer =
-      Trainer::Create(model.get(), {}, ReferenceOptimizer(), {"model.layers.0.*", "model.norm.weight"});
+  auto trainer = Trainer::Create(model.get(), {}, ReferenceOptimizer(),
+                                 {"model.layers.0.*", "model.norm.weight"});
   ASSERT_TRUE(trainer.ok()) << trainer.status();
   const auto copy = [&] {
     return std::vector<float>(model->parameters().flat(),
                               model->parameters().flat() + model->parameters().flat_size());
   };
   const std::vector<float> before = copy();
-  const Batch batch = TokenBatch({{.tokens = RandomTokens(20, 61, 1), .targets = {}, .weights = {}}});
+  const Batch batch =
+      TokenBatch({{.tokens = RandomTokens(20, 61, 1), .targets = {}, .weights = {}}});
   ASSERT_TRUE((*trainer)->ForwardBackward(batch).ok());
   ASSERT_TRUE((*trainer)->OptimStep().ok());
   const std::vector<float> after = copy();
@@ -151,7 +152,8 @@ TEST(TrainerTest, FrozenParametersStay) {
         info.name.rfind("model.layers.0.", 0) == 0 || info.name == "model.norm.weight";
     const int64_t at = model->parameters().offset(static_cast<int>(i));
     bool changed = false;
-    for (int64_t k = 0; k < info.shape.num_elements(); ++k) changed |= before[at + k] != after[at + k];
+    for (int64_t k = 0; k < info.shape.num_elements(); ++k)
+      changed |= before[at + k] != after[at + k];
     EXPECT_EQ(changed, !frozen) << info.name;
   }
   EXPECT_FALSE(Trainer::Create(model.get(), {}, {}, {"nothing.like.it"}).ok());
@@ -161,7 +163,8 @@ TEST(TrainerTest, GradientsThatAreNotFiniteSkipTheStep) {
   auto model = MakeModel(TinyConfig(DecoderArchitecture::kGpt2));
   auto trainer = Trainer::Create(model.get(), {}, ReferenceOptimizer(), {});
   ASSERT_TRUE(trainer.ok());
-  const Batch batch = TokenBatch({{.tokens = RandomTokens(20, 61, 1), .targets = {}, .weights = {}}});
+  const Batch batch =
+      TokenBatch({{.tokens = RandomTokens(20, 61, 1), .targets = {}, .weights = {}}});
   const float saved = model->parameters().flat()[0];
   model->parameters().flat()[0] = std::numeric_limits<float>::infinity();
   ASSERT_TRUE((*trainer)->ForwardBackward(batch).ok());
@@ -194,7 +197,8 @@ TEST(TrainerTest, BadBatchesAreNamedAndChangeNothing) {
   expect(TokenBatch({{.tokens = {1, 2}, .targets = {3}, .weights = {}}}), "1 targets");
   expect(TokenBatch({{.tokens = {1, 2}, .targets = {3, -2}, .weights = {}}}), "target 1 is -2");
   expect(TokenBatch({{.tokens = {1, 2}, .targets = {}, .weights = {1, NAN}}}), "weight 1");
-  expect(TokenBatch({{.tokens = RandomTokens(161, 61, 1), .targets = {}, .weights = {}}}), "at most 160");
+  expect(TokenBatch({{.tokens = RandomTokens(161, 61, 1), .targets = {}, .weights = {}}}),
+         "at most 160");
   EXPECT_EQ((*trainer)->micro_step(), 0);
   EXPECT_EQ((*trainer)->OptimStep().status().code(), absl::StatusCode::kFailedPrecondition);
 }

@@ -12,9 +12,9 @@ namespace {
 #define TANDEM_F32_UNARY(OP)                                                                       \
   OP(Neg)                                                                                          \
   OP(Abs)                                                                                          \
-  OP(Sign) OP(Exp) OP(Log) OP(Sqrt) OP(Rsqrt) OP(Reciprocal) OP(Tanh) OP(Sigmoid) OP(Erf) OP(Relu) \
-      OP(Gelu) OP(GeluTanh) OP(Silu) OP(Softplus) OP(Sin) OP(Cos) OP(Floor) OP(Ceil) OP(Round)     \
-          OP(Square)
+  OP(Sign)                                                                                         \
+  OP(Exp) OP(Log) OP(Sqrt) OP(Rsqrt) OP(Reciprocal) OP(Tanh) OP(Sigmoid) OP(Erf) OP(Relu) OP(Gelu) \
+      OP(GeluTanh) OP(Silu) OP(Softplus) OP(Sin) OP(Cos) OP(Floor) OP(Ceil) OP(Round) OP(Square)
 
 Unary UnaryOf(const OpDef* op) {
 #define OP(op_name) \

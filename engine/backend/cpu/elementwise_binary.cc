@@ -257,7 +257,8 @@ absl::StatusOr<BoundKernel> Bind(const KernelSpec& spec) {
   constinit const Kernel k##name##Kernel = {.bind = Bind<Function::k##name>, .in_place = true};
 OP(Add)
 OP(Sub)
-OP(Mul) OP(Div) OP(Pow) OP(Max) OP(Min) OP(Mod) OP(And) OP(Or) OP(Xor)
+OP(Mul)
+OP(Div) OP(Pow) OP(Max) OP(Min) OP(Mod) OP(And) OP(Or) OP(Xor)
 #undef OP
 // Not these: four f32 broadcast to sixteen bools have as many bytes.
 #define OP(name) constinit const Kernel k##name##Kernel = {.bind = Bind<Function::k##name>};
