@@ -7,10 +7,6 @@
 #include "engine/backend/cpu/kernels/gemm_blocks.h"
 #include "engine/base/threads.h"
 
-// SSSE3 would gain nothing over its neighbours; vectors without a compile-time size cannot form the
-// arrays that the tiles are.
-#undef HWY_DISABLED_TARGETS
-#define HWY_DISABLED_TARGETS (HWY_SSSE3 | HWY_SVE | HWY_SVE2 | HWY_SVE_256 | HWY_SVE2_128)
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "engine/backend/cpu/kernels/gemm.cc"
 #include "hwy/foreach_target.h"  // IWYU pragma: keep
