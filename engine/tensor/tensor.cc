@@ -9,6 +9,7 @@
 #include "engine/tensor/dispatch.h"
 
 namespace tandem {
+
 std::string TensorType::ToString() const { return StrCat(DTypeName(dtype), shape.ToString()); }
 
 Buffer::Buffer(int64_t bytes) : bytes_(bytes) {

@@ -59,7 +59,7 @@ const std::vector<Confined>& ConfinedHeaders() {
                                 {"prometheus/.*", {"server/metrics"}},
                                 {"(grpcpp|grpc)/.*", {"server/", "client/"}},
                                 {"tandem/v1/.*", {"server/", "client/"}},
-                                                          {"spdlog/.*", {"server/"}},
+                                {"spdlog/.*", {"server/"}},
                                 {"CLI/.*", {"server/main", "client/command/"}},
                                 {"hwy/.*", {"engine/backend/cpu/kernels/"}}};
   return *confined;
