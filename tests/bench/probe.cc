@@ -17,19 +17,22 @@ constexpr int kLanes = 4;
 #endif
 using Vector = float __attribute__((vector_size(kLanes * 4)));
 
+// Twelve chains hide the latency of two ports; twelve names, since an array would live in memory.
+#define CHAINS(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8) X(9) X(10) X(11)
+
 float FmaLoop(long n) {
-  constexpr int kChains = 12;  // enough to hide the latency on two ports
-  Vector acc[kChains];
-  for (int i = 0; i < kChains; ++i) acc[i] = Vector{} + 0.1f * static_cast<float>(i);
-  Vector x = Vector{} + 0.999f, y = Vector{} + 0.001f;
+  const Vector x = Vector{} + 0.999f, y = Vector{} + 0.001f;
+#define DECLARE(i) Vector acc##i = Vector{} + 0.1f * i;
+#define STEP(i)            \
+  acc##i = acc##i * x + y; \
+  asm volatile("" : "+v"(acc##i));
+#define SUM(i) sum += acc##i;
+  CHAINS(DECLARE)
   for (long k = 0; k < n; ++k) {
-    for (int i = 0; i < kChains; ++i) {
-      acc[i] = acc[i] * x + y;
-      asm volatile("" : "+x"(acc[i]));
-    }
+    CHAINS(STEP)
   }
   Vector sum{};
-  for (const Vector& a : acc) sum += a;
+  CHAINS(SUM)
   return sum[0];
 }
 
