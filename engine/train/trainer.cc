@@ -4,6 +4,8 @@
 #include <chrono>
 #include <cmath>
 #include <cstring>
+#include <functional>
+#include <span>
 #include <utility>
 
 #include "absl/strings/str_join.h"
@@ -53,8 +55,9 @@ absl::Status CheckTargets(const Plan& plan, const LossInputs& inputs) {
 }
 
 // A plan of one node over flat parameters: inputs in, outputs out.
-template <typename Build>
-absl::StatusOr<std::unique_ptr<Plan>> FlatPlan(const std::vector<TensorType>& inputs, Build build) {
+using FlatBuild = std::function<std::vector<Value>(Builder&, const std::vector<Value>&)>;
+absl::StatusOr<std::unique_ptr<Plan>> FlatPlan(std::span<const TensorType> inputs,
+                                               const FlatBuild& build) {
   Builder builder;
   std::vector<Value> values;
   for (const TensorType& type : inputs) values.push_back(builder.Input("", type));
@@ -98,21 +101,22 @@ absl::StatusOr<std::unique_ptr<Trainer>> Trainer::Create(Model* model, Objective
   TANDEM_RETURN_IF_ERROR(trainer->SelectTrainable());
   const int64_t size = model->parameters().flat_size();
   const TensorType flat{DType::kF32, {size}};
+  const std::vector<TensorType> step_inputs = {
+      flat, flat, flat, flat, {DType::kU8, {size}}, {DType::kF64, {8}}};
+  const std::span<const TensorType> flats(step_inputs);
   trainer->gradients_ = Tensor::Zeros(flat);
   trainer->first_moment_ = Tensor::Zeros(flat);
   trainer->second_moment_ = Tensor::Zeros(flat);
   trainer->decay_ = Tensor::Zeros({DType::kU8, {size}});
   trainer->FillDecay();
   TANDEM_ASSIGN_OR_RETURN(trainer->norm_plan_,
-                          FlatPlan({flat}, [](Builder& b, const std::vector<Value>& in) {
+                          FlatPlan(flats.first(1), [](Builder& b, const std::vector<Value>& in) {
                             return std::vector<Value>{ops::SumOfSquares(b, in[0])};
                           }));
   TANDEM_ASSIGN_OR_RETURN(trainer->add_plan_,
-                          FlatPlan({flat, flat}, [](Builder& b, const std::vector<Value>& in) {
+                          FlatPlan(flats.first(2), [](Builder& b, const std::vector<Value>& in) {
                             return std::vector<Value>{ops::Add(b, in[0], in[1])};
                           }));
-  const std::vector<TensorType> step_inputs = {
-      flat, flat, flat, flat, {DType::kU8, {size}}, {DType::kF64, {8}}};
   const bool decoupled = optimizer.decoupled;
   TANDEM_ASSIGN_OR_RETURN(
       trainer->step_plan_,
@@ -202,7 +206,9 @@ absl::StatusOr<LossReport> Trainer::ForwardBackward(const Batch& batch) {
   std::vector<const void*> input_pointers;
   for (const Tensor* tensor : inputs.inputs) input_pointers.push_back(tensor->raw());
   input_pointers.push_back(cotangent.raw());
-  std::vector<void*> output_pointers = {losses.raw()};
+  std::vector<void*> output_pointers;
+  output_pointers.reserve(trainable_.size() + 1);
+  output_pointers.push_back(losses.raw());
   for (int32_t i : trainable_) {
     output_pointers.push_back(target.data<float>().data() + model_->parameters().offset(i));
   }
