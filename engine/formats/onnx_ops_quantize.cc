@@ -38,10 +38,10 @@ absl::StatusOr<Value> PerAxis(NodeContext& c, Value v, const Shape& x, int axis,
   Builder& b = c.b;
   const Shape shape = b.shape(v);
   if (shape.num_elements() == 1 && block_size == 0) return ops::Reshape(b, v, Shape());
-  if (shape.rank() == 1 && block_size == 0 && shape[0] == x[axis]) {
+  if (shape.rank() == 1 && block_size == 0 && axis < x.rank() && shape[0] == x[axis]) {
     return compose::AsChannels(b, v, x.rank() - 1 - axis);
   }
-  bool blocked = block_size > 0 && shape.rank() == x.rank();
+  bool blocked = block_size > 0 && x.rank() > 0 && shape.rank() == x.rank();
   for (int i = 0; blocked && i < x.rank(); ++i) blocked = i == axis || shape[i] == x[i];
   if (!blocked || shape[axis] != (x[axis] + block_size - 1) / block_size) {
     return InvalidArgument("a scale or zero point of ", shape.ToString(), " for ", x.ToString(),
@@ -197,6 +197,7 @@ Outputs QLinearMatMul(NodeContext& c) {
 // 2^24, added as i32. Padding is 0, so x is centred already.
 absl::StatusOr<Value> ExactConv(NodeContext& c, Value x, Value weight, const OnnxWindow& window) {
   Builder& b = c.b;
+  TANDEM_RETURN_IF_ERROR(b.status());
   const Shape w = b.shape(weight);
   const int64_t groups = c.Int("group", 1), taps = w.Count(2, w.rank());
   constexpr int64_t kExactTerms = (int64_t{1} << 24) / (255 * 255);

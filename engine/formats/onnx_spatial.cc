@@ -14,6 +14,7 @@ std::vector<int64_t> Tail(const std::vector<int64_t>& values) {
 // x (N, C, D, H, W), weight (O, C / groups, K, h, w): the sum over k of the convolutions of x's
 // slices k dilation, k dilation + stride, ... by weight's slice k.
 Value Conv3d(Builder& b, Value x, Value weight, Value bias, const ops::ConvOptions& o) {
+  if (!b.ok()) return {};
   const Shape w = b.shape(weight);
   const Value padded = ops::Pad(b, x, {0, 0, o.pads_begin[0], 0, 0}, {0, 0, o.pads_end[0], 0, 0});
   const Value front = ops::Transpose(b, padded, {0, 2, 1, 3, 4});  // (N, D, C, H, W)
@@ -50,6 +51,7 @@ Value Conv3d(Builder& b, Value x, Value weight, Value bias, const ops::ConvOptio
 // Maxima of maxima, and means of means whose counts are products, one dimension after another.
 template <typename Pool>
 Value Pool3d(Builder& b, Value x, const ops::PoolOptions& o, Pool pool) {
+  if (!b.ok()) return {};
   const Shape s = b.shape(x);
   ops::PoolOptions along = o;
   along.kernel = {o.kernel[0], 1};
