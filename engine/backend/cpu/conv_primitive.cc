@@ -77,11 +77,13 @@ absl::StatusOr<ConvProblem> ReadConvProblem(const KernelSpec& spec, ConvDirectio
                 .window = ops::AsPlane(window),
                 .groups = spec.attributes->Int("groups"),
                 .bias = direction == ConvDirection::kForward && spec.has(2)};
-  // oneDNN generates code for every column of the kernel, and buffers for every row.
-  constexpr int64_t kMaxKernel = 4096, kMaxTaps = int64_t{1} << 16;
-  if (std::max(p.weight[2], p.weight[3]) > kMaxKernel || p.weight.Count(2, 4) > kMaxTaps) {
+  // oneDNN generates code for every column of the kernel, some of it for every column it spans.
+  constexpr int64_t kMaxKernel = 4096, kMaxTaps = int64_t{1} << 16, kMaxSpan = int64_t{1} << 14;
+  if (std::max(p.weight[2], p.weight[3]) > kMaxKernel || p.weight.Count(2, 4) > kMaxTaps ||
+      std::max(p.window[0].extent(), p.window[1].extent()) > kMaxSpan) {
     return Unimplemented("weight ", weight.ToString(), " on the CPU: a kernel of more than ",
-                         kMaxKernel, " in a dimension or ", kMaxTaps, " in all");
+                         kMaxKernel, " in a dimension, ", kMaxTaps, " in all or a span of ",
+                         kMaxSpan);
   }
   constexpr int64_t kMaxElements = int64_t{1} << 28;
   const int64_t outputs = p.groups * Padded(p.weight[0] / p.groups);
