@@ -28,9 +28,16 @@ struct Philox {
     return c;
   }
 
-  // Uniform in (0, 1), never an end: 24 random bits, centred.
+  // Uniform in (0, 1), never an end: 24 random bits, centred. The largest centre would round to 1.
   static constexpr float Uniform(uint32_t word) {
-    return (static_cast<float>(word >> 8) + 0.5f) * 0x1p-24f;
+    const float centre = (static_cast<float>(word >> 8) + 0.5f) * 0x1p-24f;
+    return centre < 1 ? centre : 1 - 0x1p-24f;
+  }
+
+  // A seed of its own for each call number of a seed: where position and stream use up the counter.
+  static constexpr uint64_t Fold(uint64_t seed, uint64_t call) {
+    const Words words = Block(seed, ~uint64_t{0}, call);
+    return words[0] | uint64_t{words[1]} << 32;
   }
 };
 

@@ -115,7 +115,8 @@ std::string Model::WeightsHash() const {
 }
 
 absl::StatusOr<std::vector<Tensor>> Model::Forward(
-    const std::vector<std::pair<std::string, const Tensor*>>& inputs) {
+    const std::vector<std::pair<std::string, const Tensor*>>& inputs,
+    std::optional<uint64_t> seed) {
   const std::vector<IoSpec>& specs = source_->inputs();
   std::vector<const Tensor*> tensors(specs.size(), nullptr);
   for (const auto& [name, tensor] : inputs) {
@@ -157,6 +158,11 @@ absl::StatusOr<std::vector<Tensor>> Model::Forward(
     for (Value v : outputs) builder.Output(v);
     return builder.Finish();
   }));
+  if (seed.has_value()) {
+    plan->SetRandomKey(*seed, 0);
+  } else {
+    plan->SetRandomKey(0, ++forward_calls_);  // from 1: no unseeded call repeats seed 0
+  }
   return RunPlan(*plan, tensors, parameters_.pointers());
 }
 

@@ -135,9 +135,11 @@ class Model {
   std::string WeightsHash() const;
 
   // Forward pass by name. Inputs in any order; checks names, dtypes, ranks and sizes against
-  // source().inputs(). Returns all outputs, in source().outputs() order.
+  // source().inputs(). Returns all outputs, in source().outputs() order. A graph with random nodes
+  // draws anew on every call: by (0, number of the call), or by `seed`, which repeats.
   absl::StatusOr<std::vector<Tensor>> Forward(
-      const std::vector<std::pair<std::string, const Tensor*>>& inputs);
+      const std::vector<std::pair<std::string, const Tensor*>>& inputs,
+      std::optional<uint64_t> seed = std::nullopt);
   PlanCache& plans() { return plans_; }
 
  private:
@@ -146,6 +148,7 @@ class Model {
   ParameterStore parameters_;
   PlanCache plans_;
   int64_t weights_version_ = 1;
+  uint64_t forward_calls_ = 0;  // without a seed: the call of the random key
 };
 
 }  // namespace tandem

@@ -38,9 +38,16 @@ absl::StatusOr<Graph> Sweep(const Graph& graph, const Backend& backend, bool* lo
   const auto mapped = [&](Value v) {
     if (!v.valid() || map[v.id].valid()) return v.valid() ? map[v.id] : Value{};
     const ValueInfo& info = graph.info(v);
-    map[v.id] = info.kind == ValueKind::kParameter
-                    ? builder.Parameter(info.index, info.name, info.type)
-                    : builder.Constant(info.constant);
+    switch (info.kind) {
+      case ValueKind::kParameter:
+        map[v.id] = builder.Parameter(info.index, info.name, info.type);
+        break;
+      case ValueKind::kRandomKey:
+        map[v.id] = builder.RandomKey();
+        break;
+      default:
+        map[v.id] = builder.Constant(info.constant);
+    }
     return map[v.id];
   };
   absl::flat_hash_map<std::string, std::vector<Value>> seen;

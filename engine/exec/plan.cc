@@ -153,6 +153,8 @@ class PlanCompiler {
         case ValueKind::kConstant:
           plan_.constants_.push_back(info.constant);
           return {Plan::Place::kConstant, static_cast<int64_t>(plan_.constants_.size()) - 1};
+        case ValueKind::kRandomKey:
+          return {Plan::Place::kRandomKey, 0};
         case ValueKind::kNode:
           break;
       }
@@ -205,6 +207,8 @@ void* Plan::Resolve(const Location& location, const Bindings& bindings) const {
       return const_cast<void*>(bindings.parameters[location.index]);
     case Place::kConstant:
       return const_cast<void*>(constants_[location.index]->raw());
+    case Place::kRandomKey:
+      return const_cast<uint64_t*>(random_key_.data());
     case Place::kOutput:
       return bindings.outputs[location.index];
     case Place::kAbsent:

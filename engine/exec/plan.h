@@ -1,6 +1,7 @@
 // Plan: a graph made runnable on one backend: dead nodes gone, kernels bound, memory laid out.
 #pragma once
 
+#include <array>
 #include <map>
 #include <memory>
 #include <span>
@@ -61,6 +62,10 @@ class Plan {
   void Run(std::span<const void* const> inputs, std::span<const void* const> parameters,
            std::span<void* const> outputs);
 
+  // The key of the graph's random numbers from now on: the same key gives the same numbers, another
+  // seed or call gives others. {0, 0} until it is set.
+  void SetRandomKey(uint64_t seed, uint64_t call) { random_key_ = {seed, call}; }
+
   const std::vector<TensorType>& input_types() const { return input_types_; }
   const std::vector<TensorType>& output_types() const { return output_types_; }
   // The graph after the passes.
@@ -72,7 +77,15 @@ class Plan {
   void set_profile(PlanProfile* profile) { profile_ = profile; }
 
  private:
-  enum class Place : uint8_t { kArena, kInput, kParameter, kConstant, kOutput, kAbsent };
+  enum class Place : uint8_t {
+    kArena,
+    kInput,
+    kParameter,
+    kConstant,
+    kRandomKey,
+    kOutput,
+    kAbsent
+  };
   struct Location {
     Place place = Place::kAbsent;
     int64_t index = 0;  // byte offset in the arena, or index into the run's list
@@ -103,7 +116,8 @@ class Plan {
   std::vector<Step> steps_;
   std::vector<OutputCopy> output_copies_;
   std::shared_ptr<Workspace> workspace_;
-  std::byte* arena_ = nullptr;  // of the current run
+  std::array<uint64_t, 2> random_key_ = {0, 0};  // seed, call
+  std::byte* arena_ = nullptr;                   // of the current run
   int64_t arena_bytes_ = 0;
   PlanProfile* profile_ = nullptr;
   std::vector<const void*> input_pointers_;

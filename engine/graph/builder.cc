@@ -54,6 +54,19 @@ Value Builder::Constant(std::shared_ptr<const Tensor> tensor) {
                    .constant = std::move(tensor)});
 }
 
+Value Builder::RandomKey() {
+  if (!ok()) return {};
+  if (!random_key_.valid()) {
+    random_key_ = NewValue({.type = {DType::kI64, {2}},
+                            .kind = ValueKind::kRandomKey,
+                            .index = 0,
+                            .output = 0,
+                            .name = "random_key",
+                            .constant = nullptr});
+  }
+  return random_key_;
+}
+
 Value Builder::Scalar(double value, DType dtype) {
   return Constant(CastTensor(Tensor::Scalar(value), dtype));
 }
@@ -157,6 +170,8 @@ Value Builder::Fail(absl::Status status) {
 absl::StatusOr<Graph> Builder::Finish() {
   if (!ok()) return status_;
   parameters_.clear();
+  random_key_ = {};
+  random_streams_ = 0;
   return std::exchange(graph_, Graph());
 }
 

@@ -39,6 +39,13 @@ class Builder {
   // A scalar (rank 0) constant of that dtype.
   Value Scalar(double value, DType dtype = DType::kF32);
 
+  // The key of the run's random numbers (Plan::SetRandomKey), i64 (2): the seed's bits and the
+  // call. Asking twice gives the same value.
+  Value RandomKey();
+  // 0, 1, 2, ...: a number for each random node, so that no two of one graph share their noise. A
+  // lowering must keep its node's number instead: the passes build the graph anew.
+  int64_t NextRandomStream() { return random_streams_++; }
+
   // Appends a node. The first form is for operators with one output.
   Value Add(const OpDef& op, std::span<const Value> inputs, Attributes attributes = {});
   Value Add(const OpDef& op, std::initializer_list<Value> inputs, Attributes attributes = {}) {
@@ -72,6 +79,8 @@ class Builder {
 
   Graph graph_;
   absl::flat_hash_map<int32_t, Value> parameters_;
+  Value random_key_;
+  int64_t random_streams_ = 0;
   absl::Status status_;
   std::string scope_;
   Evaluator evaluator_;

@@ -2,7 +2,7 @@
 //
 // A graph is a list of nodes in execution order, made by a Builder (builder.h) and immutable
 // afterwards. Values are inputs (given at every run), parameters (the model's weights), constants,
-// or node outputs.
+// the run's random key, or node outputs.
 #pragma once
 
 #include <memory>
@@ -32,7 +32,9 @@ struct Node {
   std::string name;  // where it came from (an ONNX node's name, a layer); may be empty
 };
 
-enum class ValueKind : uint8_t { kInput, kParameter, kConstant, kNode };
+// kRandomKey is the pass's random key (Builder::RandomKey), which every run may set anew; it is
+// none of the graph's inputs.
+enum class ValueKind : uint8_t { kInput, kParameter, kConstant, kRandomKey, kNode };
 
 struct ValueInfo {
   TensorType type;

@@ -11,12 +11,13 @@
 #define TANDEM_ELEMENTWISE_OPS(OP) \
   TANDEM_UNARY_OPS(OP)             \
   TANDEM_UNARY_GRAD_OPS(OP) TANDEM_BINARY_OPS(OP) OP(Where) OP(Cast) OP(SwiGlu) OP(SwiGluGrad)
+#define TANDEM_RANDOM_OPS(OP) OP(Random) OP(GumbelSoftmax) OP(RandomGamma) OP(RandomGammaGrad)
 #define TANDEM_REDUCE_OPS(OP) \
-  OP(ReduceSum) OP(ReduceMax) OP(ReduceMin) OP(ReduceProd) OP(ArgMax) OP(ArgMin)
+  OP(ReduceSum) OP(ReduceMax) OP(ReduceMin) OP(ReduceProd) OP(ArgMax) OP(ArgMin) OP(TopK)
 #define TANDEM_SHAPE_OPS(OP) \
   OP(Reshape)                \
   OP(Transpose) OP(BroadcastTo) OP(Slice) OP(Unslice) OP(Pad) OP(Concat) OP(Gather) OP(GatherGrad)
-#define TANDEM_LINEAR_OPS(OP) OP(MatMul)
+#define TANDEM_LINEAR_OPS(OP) OP(MatMul) OP(TriangularSolve)
 #define TANDEM_CONV_OPS(OP) \
   OP(Conv)                  \
   OP(ConvInputGrad)         \
@@ -28,11 +29,15 @@
 #define TANDEM_LOSS_OPS(OP) OP(SoftmaxCrossEntropy) OP(SoftmaxCrossEntropyGrad)
 #define TANDEM_SEQUENCE_OPS(OP) OP(Rope) OP(Attention) OP(AttentionGrad) OP(PagedAttention)
 #define TANDEM_OPTIMIZER_OPS(OP) OP(SumOfSquares) OP(AdamStep)
-#define TANDEM_ALL_OPS(OP)                                                                    \
+// Operators that are nothing but their lowering, on every backend.
+#define TANDEM_LOWERED_OPS(OP) OP(StraightThrough)
+#define TANDEM_KERNEL_OPS(OP)                                                                 \
   TANDEM_ELEMENTWISE_OPS(OP)                                                                  \
+  TANDEM_RANDOM_OPS(OP)                                                                       \
   TANDEM_REDUCE_OPS(OP)                                                                       \
   TANDEM_SHAPE_OPS(OP) TANDEM_LINEAR_OPS(OP) TANDEM_CONV_OPS(OP) TANDEM_NORMALIZATION_OPS(OP) \
       TANDEM_LOSS_OPS(OP) TANDEM_SEQUENCE_OPS(OP) TANDEM_OPTIMIZER_OPS(OP)
+#define TANDEM_ALL_OPS(OP) TANDEM_KERNEL_OPS(OP) TANDEM_LOWERED_OPS(OP)
 
 namespace tandem::ops {
 

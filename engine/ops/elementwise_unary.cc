@@ -92,6 +92,22 @@ std::vector<Value> CosGradient(Builder& b, const GradientArgs& g) {
 std::vector<Value> SquareGradient(Builder& b, const GradientArgs& g) {
   return {Mul(b, Scaled(b, g.cotangent(), 2), g.in(0))};
 }
+// dx = dy psi(x)
+std::vector<Value> LgammaGradient(Builder& b, const GradientArgs& g) {
+  return {Mul(b, g.cotangent(), Digamma(b, g.in(0)))};
+}
+// dx = dy psi'(x)
+std::vector<Value> DigammaGradient(Builder& b, const GradientArgs& g) {
+  return {Mul(b, g.cotangent(), Trigamma(b, g.in(0)))};
+}
+// dx = dy / (1 + x)
+std::vector<Value> Log1pGradient(Builder& b, const GradientArgs& g) {
+  return {Div(b, g.cotangent(), Add(b, g.in(0), C(b, 1, g.in(0))))};
+}
+// dx = dy (y + 1)
+std::vector<Value> Expm1Gradient(Builder& b, const GradientArgs& g) {
+  return {Mul(b, g.cotangent(), Add(b, g.out(), C(b, 1, g.out())))};
+}
 // dx = 0; d dy = dz [x > 0]
 std::vector<Value> ReluGradGradient(Builder& b, const GradientArgs& g) {
   return {Value{}, ReluGrad(b, g.in(0), g.cotangent())};
@@ -191,6 +207,20 @@ constinit const OpDef kRound = {.name = "Round", .infer = InferFloat, .gradient 
 constinit const OpDef kSquare = {
     .name = "Square", .infer = InferNumber, .gradient = SquareGradient};
 constinit const OpDef kNot = {.name = "Not", .infer = InferNot};
+
+// About as many operations as an asymptotic series and its shift take.
+constinit const OpDef kLgamma = {.name = "Lgamma",
+                                 .infer = InferFloat,
+                                 .gradient = LgammaGradient,
+                                 .flops = FlopsPerElement<60>};
+constinit const OpDef kDigamma = {.name = "Digamma",
+                                  .infer = InferFloat,
+                                  .gradient = DigammaGradient,
+                                  .flops = FlopsPerElement<60>};
+constinit const OpDef kTrigamma = {
+    .name = "Trigamma", .infer = InferFloat, .flops = FlopsPerElement<60>};
+constinit const OpDef kLog1p = {.name = "Log1p", .infer = InferFloat, .gradient = Log1pGradient};
+constinit const OpDef kExpm1 = {.name = "Expm1", .infer = InferFloat, .gradient = Expm1Gradient};
 
 constinit const OpDef kReluGrad = {.name = "ReluGrad",
                                    .min_inputs = 2,

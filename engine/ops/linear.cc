@@ -1,4 +1,6 @@
-// Matrix products.
+// Matrix products, and solving with a triangular matrix.
+#include <algorithm>
+
 #include "engine/ops/definitions.h"
 #include "engine/ops/inference.h"
 
@@ -91,6 +93,44 @@ double MatMulFlops(std::span<const TensorType* const> inputs, std::span<const Te
   return out * (2 * inner + (bias ? 1 : 0));
 }
 
+Types InferTriangularSolve(const InferArgs& args) {
+  const Shape &l = args.shape(0), &rhs = args.shape(1);
+  const DType dtype = args.type(0).dtype;
+  if (dtype != DType::kF32 && dtype != DType::kF64) {
+    return InvalidArgument("l is ", args.type(0).ToString(), ", expected f32 or f64");
+  }
+  TANDEM_RETURN_IF_ERROR(RequireSameDType(args, 0, 1));
+  const int rank = l.rank();
+  const bool fits = rank >= 2 && rhs.rank() == rank && l[-1] == l[-2] && rhs[-2] == l[-1] &&
+                    Shape(l.dims().first(rank - 2)) == Shape(rhs.dims().first(rank - 2));
+  if (!fits) {
+    return InvalidArgument("l ", l.ToString(), ", rhs ", rhs.ToString(),
+                           ": expected (..., D, D) and (..., D, N)");
+  }
+  return std::vector<TensorType>{args.type(1)};
+}
+
+// With L x = b: db = L^-T dx, dL = -tril(db x^T). With L^T x = b: db = L^-1 dx, dL = -tril(x db^T).
+std::vector<Value> TriangularSolveGradient(Builder& b, const GradientArgs& g) {
+  const Value l = g.in(0), x = g.out();
+  const bool transposed = g.node.attributes.Int("transpose_l") != 0;
+  const Value db = TriangularSolve(b, l, g.cotangent(), !transposed);
+  if (!g.needs[0] || !b.ok()) return {Value{}, db};
+  const Value full = transposed ? MatMul(b, x, db, false, true) : MatMul(b, db, x, false, true);
+  const int64_t n = b.shape(l)[-1];
+  Tensor lower = Tensor::Zeros({DType::kBool, {n, n}});
+  for (int64_t i = 0; i < n; ++i) std::fill_n(lower.data<bool>().begin() + i * n, i + 1, true);
+  const Value zero = b.Scalar(0, b.dtype(l));
+  return {Where(b, b.Constant(std::move(lower)), Neg(b, full), zero), db};
+}
+
+// N columns of D^2 / 2 multiply-adds.
+double TriangularSolveFlops(std::span<const TensorType* const> inputs,
+                            std::span<const TensorType> outputs, const Attributes&) {
+  return static_cast<double>(outputs[0].shape.num_elements()) *
+         static_cast<double>(inputs[0]->shape[-1]);
+}
+
 }  // namespace
 
 constinit const OpDef kMatMul = {.name = "MatMul",
@@ -99,6 +139,17 @@ constinit const OpDef kMatMul = {.name = "MatMul",
                                  .infer = InferMatMul,
                                  .gradient = MatMulGradient,
                                  .flops = MatMulFlops};
+
+constinit const OpDef kTriangularSolve = {.name = "TriangularSolve",
+                                          .min_inputs = 2,
+                                          .max_inputs = 2,
+                                          .infer = InferTriangularSolve,
+                                          .gradient = TriangularSolveGradient,
+                                          .flops = TriangularSolveFlops};
+
+Value TriangularSolve(Builder& b, Value l, Value rhs, bool transpose_l) {
+  return b.Add(kTriangularSolve, {l, rhs}, {{"transpose_l", int64_t{transpose_l}}});
+}
 
 Value MatMul(Builder& b, Value a, Value x, bool transpose_a, bool transpose_b, Value bias) {
   Attributes attributes = {{"transpose_a", int64_t{transpose_a}},

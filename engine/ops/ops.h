@@ -19,7 +19,7 @@ namespace tandem::ops {
   OP(Neg)                                                                                         \
   OP(Abs) OP(Sign) OP(Exp) OP(Log) OP(Sqrt) OP(Rsqrt) OP(Reciprocal) OP(Tanh) OP(Sigmoid) OP(Erf) \
       OP(Relu) OP(Gelu) OP(GeluTanh) OP(Silu) OP(Softplus) OP(Sin) OP(Cos) OP(Floor) OP(Ceil)     \
-          OP(Round) OP(Square) OP(Not)
+          OP(Round) OP(Square) OP(Not) OP(Lgamma) OP(Digamma) OP(Trigamma) OP(Log1p) OP(Expm1)
 // Derivatives that are worth a fused kernel: (x, dy) -> dx.
 #define TANDEM_UNARY_GRAD_OPS(OP) OP(ReluGrad) OP(GeluGrad) OP(GeluTanhGrad) OP(SiluGrad)
 // Two inputs, broadcast. The comparisons give bool; And, Or and Xor take and give bool.
@@ -43,6 +43,29 @@ Value SwiGlu(Builder& b, Value gate, Value up);
 // -> {d gate, d up}
 std::vector<Value> SwiGluGrad(Builder& b, Value gate, Value up, Value dy);
 
+// --- random.cc: noise by the run's random key (Plan::SetRandomKey) ------------------------------
+// Philox4x32-10 keyed by (seed, call) and counted by (node, element): element i depends on the key,
+// on the node's number (Builder::NextRandomStream) and on i alone, to the bit, on any machine and
+// any thread count; a longer draw begins with the shorter one.
+// Standard noise: U(0, 1) without its ends; N(0, 1); Gumbel and logistic of location 0 and scale 1;
+// exponential of rate 1; Laplace of location 0 and scale 1.
+enum class Noise : uint8_t { kUniform, kNormal, kGumbel, kExponential, kLogistic, kLaplace };
+// f32 (from 31 or 32 random bits an element) or f64 (53 bits). Not differentiable.
+Value Random(Builder& b, Noise noise, DType dtype, const Shape& shape);
+// softmax((logits + Gumbel noise) / temperature) over the last dimension (Jang et al. and Maddison
+// et al., ICLR 2017), the noise being Random's bits for kGumbel.
+Value GumbelSoftmax(Builder& b, Value logits, double temperature);
+// `value` forward; the whole cotangent goes to `surrogate`, of the same type, none to `value`
+// (Bengio et al. 2013). No copy.
+Value StraightThrough(Builder& b, Value value, Value surrogate);
+// The logarithm of a draw of Gamma(concentration, 1) for each element (Marsaglia and Tsang 2000): in
+// log space, since a draw for a small concentration underflows. f32 or f64; NaN where the
+// concentration is not positive. Its gradient is RandomGammaGrad.
+Value RandomGamma(Builder& b, Value concentration);
+// dy d log_draw / d concentration, at a fixed quantile of the distribution: implicit
+// reparameterisation (Figurnov et al., NeurIPS 2018).
+Value RandomGammaGrad(Builder& b, Value concentration, Value log_draw, Value dy);
+
 // --- reduce.cc: over `axes` (empty: all); keep leaves them as size 1 ----------------------------
 Value ReduceSum(Builder& b, Value x, std::vector<int64_t> axes, bool keep);
 Value ReduceMax(Builder& b, Value x, std::vector<int64_t> axes, bool keep);
@@ -52,6 +75,9 @@ Value ReduceMean(Builder& b, Value x, std::vector<int64_t> axes, bool keep);  //
 // Index of the first largest (smallest) along one axis: i64.
 Value ArgMax(Builder& b, Value x, int64_t axis, bool keep);
 Value ArgMin(Builder& b, Value x, int64_t axis, bool keep);
+// -> {values (..., k), indices (..., k) i64}: the k largest (smallest) of the last dimension, largest
+// (smallest) first; of equal ones the first first; NaN is above all. Any numbers.
+std::vector<Value> TopK(Builder& b, Value x, int64_t k, bool largest = true);
 // x summed over the dimensions that broadcasting `shape` to x's shape would add or stretch.
 Value SumToShape(Builder& b, Value x, const Shape& shape);  // composed
 
@@ -83,6 +109,11 @@ Value GatherGrad(Builder& b, Value dy, Value indices, const Shape& shape);
 // bits of an output row depend on that row of a, on b and on bias alone.
 Value MatMul(Builder& b, Value a, Value x, bool transpose_a = false, bool transpose_b = false,
              Value bias = {});
+
+// The solution x (..., D, N) of L x = rhs, or of L^T x = rhs, for the lower triangle of l (..., D,
+// D); what is above its diagonal is not read. rhs (..., D, N) has the same batch dimensions. f32 or
+// f64; a column's bits do not depend on the other columns.
+Value TriangularSolve(Builder& b, Value l, Value rhs, bool transpose_l = false);
 
 // --- conv.cc: NC + spatial (1 or 2 dimensions), weights (O, I / groups, kernel...) ---------------
 struct ConvOptions {

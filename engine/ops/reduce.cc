@@ -61,6 +61,33 @@ Types InferArg(const InferArgs& args) {
       {DType::kI64, ReducedShape(shape, {axis}, args.attributes.Int("keep") != 0)}};
 }
 
+Types InferTopK(const InferArgs& args) {
+  TANDEM_RETURN_IF_ERROR(RequireNumber(args, 0, "input"));
+  const DType dtype = args.type(0).dtype;
+  Shape shape = args.shape(0);
+  const int64_t k = args.attributes.Int("k");
+  if (shape.rank() == 0) return InvalidArgument("input has no dimension to search");
+  if (k < 0 || k > shape[-1]) {
+    return InvalidArgument("k is ", k, ", outside [0, ", shape[-1], "] of ", shape.ToString());
+  }
+  shape[-1] = k;
+  return std::vector<TensorType>{{dtype, shape}, {DType::kI64, shape}};
+}
+
+// dx = dy at the indices, 0 elsewhere: over the flattened x, with each row's offset added.
+std::vector<Value> TopKGradient(Builder& b, const GradientArgs& g) {
+  if (!g.cotangent(0).valid()) return {Value{}};
+  const Shape shape = b.shape(g.in(0));
+  const int64_t rows = shape.Count(0, shape.rank() - 1), cols = shape[-1];
+  const int64_t k = g.node.attributes.Int("k");
+  Tensor offsets(DType::kI64, Shape{rows, 1});
+  for (int64_t r = 0; r < rows; ++r) offsets.data<int64_t>()[r] = r * cols;
+  const Value index = Add(b, Reshape(b, g.out(1), Shape{rows, k}), b.Constant(std::move(offsets)));
+  const Value dx = GatherGrad(b, Reshape(b, g.cotangent(0), Shape{rows * k}),
+                              Reshape(b, index, Shape{rows * k}), Shape{rows * cols});
+  return {Reshape(b, dx, shape)};
+}
+
 // What a gradient needs of a reduction. (Copies: adding nodes moves the builder's own shapes.)
 struct Reduction {
   std::vector<int64_t> axes;
@@ -131,6 +158,9 @@ constinit const OpDef kReduceProd = {.name = "ReduceProd",
 constinit const OpDef kArgMax = {.name = "ArgMax", .infer = InferArg, .flops = FlopsPerElement<1>};
 constinit const OpDef kArgMin = {.name = "ArgMin", .infer = InferArg, .flops = FlopsPerElement<1>};
 
+constinit const OpDef kTopK = {
+    .name = "TopK", .infer = InferTopK, .gradient = TopKGradient, .flops = FlopsPerElement<2>};
+
 Value ReduceSum(Builder& b, Value x, std::vector<int64_t> axes, bool keep) {
   return b.Add(kReduceSum, {x}, AxesAttributes(std::move(axes), keep));
 }
@@ -157,6 +187,11 @@ Value ArgMax(Builder& b, Value x, int64_t axis, bool keep) {
 }
 Value ArgMin(Builder& b, Value x, int64_t axis, bool keep) {
   return b.Add(kArgMin, {x}, {{"axis", axis}, {"keep", int64_t{keep}}});
+}
+
+std::vector<Value> TopK(Builder& b, Value x, int64_t k, bool largest) {
+  return b.AddMulti(kTopK, std::span<const Value>(&x, 1), {{"k", k}, {"largest", int64_t{largest}}},
+                    2);
 }
 
 Value SumToShape(Builder& b, Value x, const Shape& to) {

@@ -212,6 +212,9 @@ absl::StatusOr<LossReport> Trainer::ForwardBackward(const Batch& batch) {
   for (int32_t i : trainable_) {
     output_pointers.push_back(target.data<float>().data() + model_->parameters().offset(i));
   }
+  // Skipped steps count: drawing the numbers again that overflowed would overflow again.
+  plan->SetRandomKey(random_seed_, (static_cast<uint64_t>(step_ + skipped_steps_) << 32) |
+                                       static_cast<uint64_t>(micro_step_));
   plan->Run(input_pointers, model_->parameters().pointers(), output_pointers);
   if (micro_step_ > 0) {
     const void* in[] = {gradients_.raw(), partial_gradients_.raw()};
@@ -284,6 +287,7 @@ absl::StatusOr<LossReport> Trainer::Evaluate(Model* model, const Objective& obje
     return builder.Finish();
   }));
   if (objective.loss == Loss::kCrossEntropy) TANDEM_RETURN_IF_ERROR(CheckTargets(*plan, inputs));
+  plan->SetRandomKey(0, 0);
   TANDEM_ASSIGN_OR_RETURN(const std::vector<Tensor> losses,
                           RunPlan(*plan, inputs.inputs, model->parameters().pointers()));
   LossReport report = ReduceLosses(objective, inputs, losses[0]);

@@ -71,13 +71,18 @@ class Trainer {
   absl::StatusOr<LossReport> ForwardBackward(const Batch& batch);
   // Applies and clears the accumulated gradients. FAILED_PRECONDITION when there are none.
   absl::StatusOr<StepReport> OptimStep();
-  // The loss of a batch, nothing changed; the model need not be in training.
+  // The loss of a batch, nothing changed; the model need not be in training. Random nodes draw the
+  // same in every evaluation (seed 0, call 0).
   static absl::StatusOr<LossReport> Evaluate(Model* model, const Objective& objective,
                                              const Batch& batch);
 
   const Objective& objective() const { return objective_; }
   const OptimizerOptions& optimizer() const { return optimizer_; }
   absl::Status SetOptimizer(const OptimizerOptions& options);
+  // Of the graph's random nodes (dropout, reparameterised draws). Each ForwardBackward draws by
+  // (seed, optimizer steps so far, micro-batch), so that a training run that is resumed at that
+  // point draws the same.
+  void SetRandomSeed(uint64_t seed) { random_seed_ = seed; }
   int64_t step() const { return step_; }
   int64_t skipped_steps() const { return skipped_steps_; }
   int64_t micro_step() const { return micro_step_; }
@@ -105,6 +110,7 @@ class Trainer {
   Tensor partial_gradients_;  // (P) f32, of the second and later micro-batches; made when needed
   std::unique_ptr<Plan> norm_plan_, add_plan_, step_plan_;
   int64_t step_ = 0, skipped_steps_ = 0, micro_step_ = 0, trainable_parameters_ = 0;
+  uint64_t random_seed_ = 0;
   double last_loss_ = 0;
 };
 

@@ -14,7 +14,8 @@ namespace {
   OP(Abs)                                                                                          \
   OP(Sign)                                                                                         \
   OP(Exp) OP(Log) OP(Sqrt) OP(Rsqrt) OP(Reciprocal) OP(Tanh) OP(Sigmoid) OP(Erf) OP(Relu) OP(Gelu) \
-      OP(GeluTanh) OP(Silu) OP(Softplus) OP(Sin) OP(Cos) OP(Floor) OP(Ceil) OP(Round) OP(Square)
+      OP(GeluTanh) OP(Silu) OP(Softplus) OP(Sin) OP(Cos) OP(Floor) OP(Ceil) OP(Round) OP(Square)  \
+      OP(Log1p) OP(Expm1)
 
 Unary UnaryOf(const OpDef* op) {
 #define OP(op_name) \
@@ -76,6 +77,10 @@ double Apply64(Unary op, double x) {
       return std::nearbyint(x);
     case Unary::kSquare:
       return x * x;
+    case Unary::kLog1p:
+      return std::log1p(x);
+    case Unary::kExpm1:
+      return std::expm1(x);
   }
   return x;
 }

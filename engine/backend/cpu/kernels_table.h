@@ -5,8 +5,8 @@
 #include "engine/backend/backend.h"
 #include "engine/ops/definitions.h"
 
-// Operators that have a CPU kernel, all of them; one without would be lowered.
-#define TANDEM_CPU_KERNELS(OP) TANDEM_ALL_OPS(OP)
+// Operators that have a CPU kernel; one without is lowered.
+#define TANDEM_CPU_KERNELS(OP) TANDEM_KERNEL_OPS(OP)
 
 namespace tandem::cpu {
 

@@ -61,6 +61,35 @@ HWY_INLINE VecF32 Softplus(F32 d, VecF32 x) {
   return hn::Add(hn::IfThenZeroElse(hn::Lt(x, hn::Zero(d)), x), Log1pUnit(d, e));
 }
 
+// Kahan's correction as in Log1pUnit; past 2^24 there is nothing to correct, nor at -1 and at
+// infinity, where the quotient would be no number.
+HWY_INLINE VecF32 Log1p(F32 d, VecF32 x) {
+  const VecF32 one = hn::Set(d, 1.0f);
+  const VecF32 y = hn::Add(x, one);
+  const VecF32 lost = hn::Div(hn::Sub(x, hn::Sub(y, one)), y);
+  const auto corrected = hn::And(hn::Gt(x, hn::Set(d, -1.0f)), hn::Lt(x, hn::Set(d, 0x1p24f)));
+  const VecF32 z = hn::Add(Log(d, y), hn::IfThenElseZero(corrected, lost));
+  return hn::IfThenElse(hn::Eq(x, hn::Zero(d)), x, z);  // keeps -0
+}
+
+// e^x - 1 = 2^n (e^r - 1) + (2^n - 1), as in Tanh.
+HWY_INLINE VecF32 Expm1(F32 d, VecF32 x) {
+  const hn::RebindToSigned<F32> di;
+  const VecF32 one = hn::Set(d, 1.0f);
+  // Below -17.4 it rounds to -1, above 88.8 to infinity. The scale has one bit less than 2^128
+  // needs: it is put on in two factors.
+  const VecF32 a = CapBelow(d, CapAbove(d, x, 89.0f), -18.0f);
+  VecF32 magic_n;
+  const VecF32 q = ExpReducedMinus1(d, a, &magic_n);
+  const auto n = hn::Sub(hn::BitCast(di, magic_n), hn::Set(di, 0x4b400000));
+  const auto scale_bits = hn::ShiftLeft<23>(hn::Add(n, hn::Set(di, 126)));
+  const VecF32 half_scale = hn::BitCast(d, scale_bits);  // 2^(n - 1)
+  const VecF32 half = hn::MulAdd(half_scale, q, hn::Sub(half_scale, hn::Set(d, 0.5f)));
+  const VecF32 y = hn::Add(half, half);
+  return hn::IfThenElse(hn::Eq(x, hn::Zero(d)), x,
+                        hn::IfThenElse(hn::Lt(x, hn::Set(d, -18.0f)), hn::Neg(one), y));
+}
+
 HWY_INLINE VecF32 Silu(F32 d, VecF32 x) { return hn::Mul(x, Sigmoid(d, x)); }
 
 // The argument u of gelu_tanh(x) = x sigmoid(2u), doubled: 2 sqrt(2/pi) (x + 0.044715 x^3).
@@ -131,6 +160,10 @@ void UnaryRange(Unary op, const float* x, float* y, size_t n) {
       return run([](F32, VecF32 v) TANDEM_VECTOR_LAMBDA { return hn::Round(v); });
     case Unary::kSquare:
       return run([](F32, VecF32 v) TANDEM_VECTOR_LAMBDA { return hn::Mul(v, v); });
+    case Unary::kLog1p:
+      return run([](F32 d, VecF32 v) TANDEM_VECTOR_LAMBDA { return Log1p(d, v); });
+    case Unary::kExpm1:
+      return run([](F32 d, VecF32 v) TANDEM_VECTOR_LAMBDA { return Expm1(d, v); });
   }
 }
 

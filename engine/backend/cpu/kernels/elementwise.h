@@ -36,6 +36,8 @@ enum class Unary : uint8_t {
   kCeil,
   kRound,  // half to even
   kSquare,
+  kLog1p,  // 3 ulp; -inf at -1, NaN below
+  kExpm1,  // 3 ulp
 };
 void RunUnary(Unary op, const float* x, float* y, int64_t n);
 

@@ -1,0 +1,219 @@
+// Philox4x32-10 (engine/base/philox.h) and noise in vectors of f32, 64 elements at a time. Compiled
+// once per instruction set: include it after hwy/foreach_target.h.
+//
+// The same bits on every instruction set: integer operations, IEEE + - * / sqrt, and multiply-adds
+// that round once everywhere.
+#if defined(TANDEM_CPU_KERNELS_PHILOX_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef TANDEM_CPU_KERNELS_PHILOX_INL_H_
+#undef TANDEM_CPU_KERNELS_PHILOX_INL_H_
+#else
+#define TANDEM_CPU_KERNELS_PHILOX_INL_H_
+#endif
+
+#include <cmath>
+
+#include "engine/backend/cpu/kernels/random.h"
+#include "engine/backend/cpu/kernels/vector_math-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace tandem::cpu {
+namespace HWY_NAMESPACE {
+
+using U32 = hn::RebindToUnsigned<F32>;
+using I32 = hn::RebindToSigned<F32>;
+using U64 = hn::Repartition<uint64_t, U32>;
+using VecU32 = hn::Vec<U32>;
+using VecU64 = hn::Vec<U64>;
+
+constexpr size_t kNoiseGroup = 64;   // f32 elements
+constexpr size_t kNoiseBlocks = 16;  // Philox blocks a group: no vector has more lanes
+
+// a b + c, rounded once.
+HWY_INLINE VecF32 Fma(F32 d, VecF32 a, VecF32 b, VecF32 c) {
+#if HWY_NATIVE_FMA
+  (void)d;
+  return hn::MulAdd(a, b, c);
+#else
+  HWY_ALIGN float x[hn::MaxLanes(d)];
+  HWY_ALIGN float y[hn::MaxLanes(d)];
+  HWY_ALIGN float z[hn::MaxLanes(d)];
+  hn::Store(a, d, x);
+  hn::Store(b, d, y);
+  hn::Store(c, d, z);
+  for (size_t i = 0; i < hn::Lanes(d); ++i) x[i] = std::fma(x[i], y[i], z[i]);
+  return hn::Load(d, x);
+#endif
+}
+HWY_INLINE VecF32 Fma(F32 d, VecF32 a, float b, VecF32 c) { return Fma(d, a, hn::Set(d, b), c); }
+HWY_INLINE VecF32 Fma(F32 d, VecF32 a, VecF32 b, float c) { return Fma(d, a, b, hn::Set(d, c)); }
+HWY_INLINE VecF32 Fma(F32 d, VecF32 a, float b, float c) {
+  return Fma(d, a, hn::Set(d, b), hn::Set(d, c));
+}
+
+// ln(1 + f) + e ln 2, for 1 + f in [sqrt(1/2), sqrt(2)] (Cephes' logf).
+HWY_INLINE VecF32 LogReduced(F32 d, VecF32 f, VecF32 e) {
+  VecF32 p = Fma(d, f, 7.0376836292e-2f, -1.1514610310e-1f);
+  p = Fma(d, p, f, 1.1676998740e-1f);
+  p = Fma(d, p, f, -1.2420140846e-1f);
+  p = Fma(d, p, f, 1.4249322787e-1f);
+  p = Fma(d, p, f, -1.6668057665e-1f);
+  p = Fma(d, p, f, 2.0000714765e-1f);
+  p = Fma(d, p, f, -2.4999993993e-1f);
+  p = Fma(d, p, f, 3.3333331174e-1f);
+  const VecF32 square = hn::Mul(f, f);
+  VecF32 y = Fma(d, hn::Mul(square, f), p, hn::Mul(e, hn::Set(d, -2.12194440e-4f)));
+  y = Fma(d, square, -0.5f, y);
+  return Fma(d, e, 0.693359375f, hn::Add(f, y));
+}
+
+// x = 2^e (1 + f), 1 + f in [sqrt(1/2), sqrt(2)), of a positive normal x.
+HWY_INLINE void SplitExponent(F32 d, VecF32 x, VecF32* f, VecF32* e) {
+  const I32 di;
+  const auto bits = hn::BitCast(di, x);
+  const auto exponent = hn::ShiftRight<23>(hn::Sub(bits, hn::Set(di, 0x3f3504f3)));
+  *f = hn::Sub(hn::BitCast(d, hn::Sub(bits, hn::ShiftLeft<23>(exponent))), hn::Set(d, 1.0f));
+  *e = hn::ConvertTo(d, exponent);
+}
+
+HWY_INLINE VecF32 LogOfNormal(F32 d, VecF32 x) {
+  VecF32 f, e;
+  SplitExponent(d, x, &f, &e);
+  return LogReduced(d, f, e);
+}
+
+// (2 floor(w / 2) + 1) / 2^32, rounded to f32: 1 is possible.
+HWY_INLINE VecF32 UnitInterval(F32 d, VecU32 w) {
+  const I32 di;
+  return Fma(d, hn::ConvertTo(d, hn::BitCast(di, hn::ShiftRight<1>(w))), 0x1p-31f, 0x1p-32f);
+}
+
+// ln((w + 1/2) / 2^32), negative, with all of f32's digits near 0 too: there from 1 - u, which has
+// them, and not from u.
+HWY_INLINE VecF32 LogUniform(F32 d, VecU32 w) {
+  const I32 di;
+  const VecF32 u = UnitInterval(d, w);
+  VecF32 f, e;
+  SplitExponent(d, u, &f, &e);
+  const VecF32 rest = hn::ConvertTo(d, hn::BitCast(di, hn::Not(w)));  // where w >= 2^30 * 3
+  const VecF32 minus_rest = Fma(d, rest, -0x1p-32f, -0x1p-33f);
+  f = hn::IfThenElse(hn::Gt(u, hn::Set(d, 0.75f)), minus_rest, f);
+  return LogReduced(d, f, e);
+}
+
+// Sine and cosine of 2 pi w / 2^32 (Cephes' sinf and cosf).
+HWY_INLINE void SinCosTurns(F32 d, VecU32 w, VecF32* sin, VecF32* cos) {
+  const U32 du;
+  const I32 di;
+  const VecU32 q = hn::ShiftRight<30>(hn::Add(w, hn::Set(du, 1u << 29)));
+  const auto turns = hn::BitCast(di, hn::Sub(w, hn::ShiftLeft<30>(q)));
+  const VecF32 x = hn::Mul(hn::ConvertTo(d, turns), hn::Set(d, 6.283185307f * 0x1p-32f));
+  const VecF32 z = hn::Mul(x, x);
+  VecF32 s = Fma(d, z, -1.9515295891e-4f, 8.3321608736e-3f);
+  s = Fma(d, s, z, -1.6666654611e-1f);
+  s = Fma(d, hn::Mul(s, z), x, x);
+  VecF32 c = Fma(d, z, 2.443315711809948e-5f, -1.388731625493765e-3f);
+  c = Fma(d, c, z, 4.166664568298827e-2f);
+  c = Fma(d, hn::Mul(c, z), z, Fma(d, z, -0.5f, 1.0f));
+  const auto odd =
+      hn::MaskFromVec(hn::BitCast(d, hn::Neg(hn::BitCast(di, hn::And(q, hn::Set(du, 1u))))));
+  // The quadrant's bit 1 is the sine's sign, that of the next quadrant the cosine's.
+  const VecU32 minus_sin = hn::ShiftLeft<31>(hn::ShiftRight<1>(q));
+  const VecU32 minus_cos = hn::ShiftLeft<31>(hn::ShiftRight<1>(hn::Add(q, hn::Set(du, 1u))));
+  *sin = hn::Xor(hn::IfThenElse(odd, c, s), hn::BitCast(d, minus_sin));
+  *cos = hn::Xor(hn::IfThenElse(odd, s, c), hn::BitCast(d, minus_cos));
+}
+
+// One round on blocks that lie one to a 64-bit lane; the upper halves are never read.
+struct PhiloxLanes {
+  VecU64 c0, c1, c2, c3;
+
+  HWY_INLINE void Round(U64 d, uint32_t k0, uint32_t k1) {
+    const U32 d32;
+    const VecU64 p0 = hn::MulEven(hn::BitCast(d32, c0), hn::Set(d32, 0xD2511F53u));
+    const VecU64 p1 = hn::MulEven(hn::BitCast(d32, c2), hn::Set(d32, 0xCD9E8D57u));
+    c0 = hn::Xor(hn::Xor(hn::ShiftRight<32>(p1), c1), hn::Set(d, uint64_t{k0}));
+    c2 = hn::Xor(hn::Xor(hn::ShiftRight<32>(p0), c3), hn::Set(d, uint64_t{k1}));
+    c1 = p1;
+    c3 = p0;
+  }
+};
+
+// emit(i, words of blocks [first + i, first + i + lanes) as an array of four vectors) for i = 0,
+// lanes, ... below 16; `first` is a multiple of 16.
+template <class Emit>
+HWY_INLINE void PhiloxGroup(const NoiseStream& stream, uint64_t first, Emit emit) {
+  const U32 d32;
+  const U64 d;
+  const size_t lanes = hn::Lanes(d32);
+  const VecU64 steps = hn::ShiftLeft<1>(hn::Iota(d, 0));
+  for (size_t i = 0; i < kNoiseBlocks; i += lanes) {
+    // Even blocks and odd blocks.
+    PhiloxLanes a, b;
+    a.c0 = hn::Add(hn::Set(d, (first & 0xffffffff) + i), steps);
+    b.c0 = hn::Add(a.c0, hn::Set(d, uint64_t{1}));
+    a.c1 = b.c1 = hn::Set(d, first >> 32);
+    a.c2 = b.c2 = hn::Set(d, stream.stream & 0xffffffff);
+    a.c3 = b.c3 = hn::Set(d, stream.stream >> 32);
+    auto k0 = static_cast<uint32_t>(stream.key), k1 = static_cast<uint32_t>(stream.key >> 32);
+    for (int round = 0; round < 10; ++round) {
+      a.Round(d, k0, k1);
+      b.Round(d, k0, k1);
+      k0 += 0x9E3779B9;
+      k1 += 0xBB67AE85;
+    }
+    const auto merge = [&](VecU64 even, VecU64 odd) TANDEM_VECTOR_LAMBDA {
+      return hn::OddEven(hn::BitCast(d32, hn::ShiftLeft<32>(odd)), hn::BitCast(d32, even));
+    };
+    emit(i, merge(a.c0, b.c0), merge(a.c1, b.c1), merge(a.c2, b.c2), merge(a.c3, b.c3));
+  }
+}
+
+template <NoiseKind kind>
+HWY_INLINE VecF32 NoiseOf(F32 d, VecU32 w) {
+  const U32 du;
+  if constexpr (kind == NoiseKind::kUniform) {
+    return hn::Min(UnitInterval(d, w), hn::Set(d, 1 - 0x1p-24f));
+  } else if constexpr (kind == NoiseKind::kExponential) {
+    return hn::Neg(LogUniform(d, w));
+  } else if constexpr (kind == NoiseKind::kGumbel) {
+    return hn::Neg(LogOfNormal(d, hn::Neg(LogUniform(d, w))));
+  } else if constexpr (kind == NoiseKind::kLogistic) {
+    return hn::Sub(LogUniform(d, w), LogUniform(d, hn::Not(w)));
+  } else {
+    static_assert(kind == NoiseKind::kLaplace);
+    // The lowest bit is the sign, the others an exponential.
+    const VecF32 magnitude = hn::Neg(LogUniform(d, hn::Or(w, hn::Set(du, 1u))));
+    return hn::Xor(magnitude, hn::BitCast(d, hn::ShiftLeft<31>(w)));
+  }
+}
+
+// emit(i, noise of elements [64 group + i, 64 group + i + lanes)) over the group.
+template <NoiseKind kind, class Emit>
+HWY_INLINE void NoiseGroup(F32 d, const NoiseStream& stream, uint64_t group, Emit emit) {
+  PhiloxGroup(stream, group * kNoiseBlocks,
+              [&](size_t i, VecU32 w0, VecU32 w1, VecU32 w2, VecU32 w3) TANDEM_VECTOR_LAMBDA {
+                if constexpr (kind == NoiseKind::kNormal) {
+                  const auto pair = [&](size_t at, VecU32 r, VecU32 angle) TANDEM_VECTOR_LAMBDA {
+                    const VecF32 radius = hn::Sqrt(hn::Mul(hn::Set(d, -2.0f), LogUniform(d, r)));
+                    VecF32 sin, cos;
+                    SinCosTurns(d, angle, &sin, &cos);
+                    emit(at, hn::Mul(radius, cos));
+                    emit(at + kNoiseBlocks, hn::Mul(radius, sin));
+                  };
+                  pair(i, w0, w1);
+                  pair(i + 2 * kNoiseBlocks, w2, w3);
+                } else {
+                  emit(i, NoiseOf<kind>(d, w0));
+                  emit(i + kNoiseBlocks, NoiseOf<kind>(d, w1));
+                  emit(i + 2 * kNoiseBlocks, NoiseOf<kind>(d, w2));
+                  emit(i + 3 * kNoiseBlocks, NoiseOf<kind>(d, w3));
+                }
+              });
+}
+
+// NOLINTNEXTLINE(google-readability-namespace-comments)
+}  // namespace HWY_NAMESPACE
+}  // namespace tandem::cpu
+HWY_AFTER_NAMESPACE();
+
+#endif  // TANDEM_CPU_KERNELS_PHILOX_INL_H_
