@@ -67,7 +67,8 @@ class Client {
   TANDEM_CALL(training, StopTraining)    \
   TANDEM_CALL(sampling, Score)           \
   TANDEM_CALL(sampling, Tokenize)        \
-  TANDEM_CALL(sampling, Detokenize)
+  TANDEM_CALL(sampling, Detokenize)      \
+  TANDEM_CALL(sampling, SampleDistribution)
 #define TANDEM_INFERENCE_CALLS          \
   TANDEM_INFERENCE_CALL(ServerLive)     \
   TANDEM_INFERENCE_CALL(ServerReady)    \

@@ -15,6 +15,7 @@
 #include "engine/exec/executor.h"
 #include "engine/formats/tokenizer.h"
 #include "server/call.h"
+#include "server/convert_distribution.h"
 #include "server/convert_sampling.h"
 #include "server/generation.h"
 #include "server/memory_guard.h"
@@ -371,6 +372,22 @@ class SamplingService final : public v1::SamplingService::CallbackService {
     });
   }
 
+  Reactor* SampleDistribution(Context* context, const v1::SampleDistributionRequest* request,
+                              v1::SampleDistributionResponse* response) override {
+    return StartCall(sample_distribution_, context, Place::kServing,
+                     [=, this]() -> absl::StatusOr<Work> {
+                       TANDEM_ASSIGN_OR_RETURN(DrawOptions options, FromProto(*request));
+                       options.seed = request->has_seed() ? request->seed() : RandomSeed();
+                       response->set_seed(options.seed);
+                       return [=, this, options = std::move(options)]() -> absl::Status {
+                         TANDEM_ASSIGN_OR_RETURN(const DrawResult result,
+                                                 tandem::SampleDistribution(options, plans_));
+                         ToProto(result, options, response);
+                         return absl::OkStatus();
+                       };
+                     });
+  }
+
  private:
   using Sequences = std::vector<std::vector<int32_t>>;
 
@@ -436,7 +453,8 @@ class SamplingService final : public v1::SamplingService::CallbackService {
 
   const Dependencies deps_;
   const Method generate_{deps_, "Generate"}, score_{deps_, "Score"}, tokenize_{deps_, "Tokenize"},
-      detokenize_{deps_, "Detokenize"};
+      detokenize_{deps_, "Detokenize"}, sample_distribution_{deps_, "SampleDistribution"};
+  PlanCache plans_{64};  // of distributions; compute thread only
 };
 
 }  // namespace
