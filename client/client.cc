@@ -57,19 +57,36 @@ TANDEM_INFERENCE_CALLS
 #undef TANDEM_CALL
 #undef TANDEM_INFERENCE_CALL
 
-absl::Status Client::Generate(const v1::GenerateRequest& request,
-                              const std::function<bool(const v1::GenerateResponse&)>& on_response) {
-  grpc::ClientContext context;
-  const auto reader = sampling_->Generate(&context, request);
-  v1::GenerateResponse response;
+namespace {
+
+// Reads to the end, or until `on_response` says false, which is no error.
+template <typename Response>
+absl::Status ReadAll(grpc::ClientContext& context, grpc::ClientReader<Response>& reader,
+                     const std::function<bool(const Response&)>& on_response) {
+  Response response;
   bool cancelled = false;
-  while (reader->Read(&response)) {
+  while (reader.Read(&response)) {
     if (cancelled || on_response(response)) continue;
     cancelled = true;
     context.TryCancel();
   }
-  const grpc::Status status = reader->Finish();
+  const grpc::Status status = reader.Finish();
   return cancelled ? absl::OkStatus() : ToAbsl(status);
+}
+
+}  // namespace
+
+absl::Status Client::Generate(const v1::GenerateRequest& request,
+                              const std::function<bool(const v1::GenerateResponse&)>& on_response) {
+  grpc::ClientContext context;
+  return ReadAll(context, *sampling_->Generate(&context, request), on_response);
+}
+
+absl::Status Client::EstimateGradient(
+    const v1::EstimateGradientRequest& request,
+    const std::function<bool(const v1::EstimateGradientResponse&)>& on_response) {
+  grpc::ClientContext context;
+  return ReadAll(context, *sampling_->EstimateGradient(&context, request), on_response);
 }
 
 TrainingStream Client::TrainStream() {

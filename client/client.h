@@ -84,6 +84,10 @@ class Client {
   // is no error.
   absl::Status Generate(const v1::GenerateRequest& request,
                         const std::function<bool(const v1::GenerateResponse&)>& on_response);
+  // The same, of an estimation's running estimates.
+  absl::Status EstimateGradient(
+      const v1::EstimateGradientRequest& request,
+      const std::function<bool(const v1::EstimateGradientResponse&)>& on_response);
   TrainingStream TrainStream();
 
  private:

@@ -17,6 +17,7 @@
 #include "server/call.h"
 #include "server/convert_distribution.h"
 #include "server/convert_sampling.h"
+#include "server/estimate_gradient.h"
 #include "server/generation.h"
 #include "server/memory_guard.h"
 #include "server/metrics.h"
@@ -388,6 +389,12 @@ class SamplingService final : public v1::SamplingService::CallbackService {
                      });
   }
 
+  grpc::ServerWriteReactor<v1::EstimateGradientResponse>* EstimateGradient(
+      Context* context, const v1::EstimateGradientRequest* request) override {
+    return StartEstimateGradient(estimate_gradient_, context, *request,
+                                 request->has_seed() ? request->seed() : RandomSeed());
+  }
+
  private:
   using Sequences = std::vector<std::vector<int32_t>>;
 
@@ -453,7 +460,8 @@ class SamplingService final : public v1::SamplingService::CallbackService {
 
   const Dependencies deps_;
   const Method generate_{deps_, "Generate"}, score_{deps_, "Score"}, tokenize_{deps_, "Tokenize"},
-      detokenize_{deps_, "Detokenize"}, sample_distribution_{deps_, "SampleDistribution"};
+      detokenize_{deps_, "Detokenize"}, sample_distribution_{deps_, "SampleDistribution"},
+      estimate_gradient_{deps_, "EstimateGradient"};
   PlanCache plans_{64};  // of distributions; compute thread only
 };
 

@@ -30,6 +30,14 @@ void AddModelCommands(CLI::App& app, Session& session);
 void AddInferCommand(CLI::App& app, Session& session);
 void AddTrainCommand(CLI::App& app, Session& session);
 void AddGenerateCommands(CLI::App& app, Session& session);
+void AddDistributionCommands(CLI::App& app, Session& session);
+
+// Sets an optional field of the request only if the option is given.
+template <typename T, typename Set>
+void AddOptional(CLI::App* app, const std::string& name, Set set, const std::string& help) {
+  app->add_option_function<T>(
+      name, [set](const T& value) { set(value); }, help);
+}
 
 // One line of protobuf's JSON, fields by their proto names.
 void PrintJson(const google::protobuf::Message& message);

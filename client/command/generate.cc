@@ -15,13 +15,6 @@ struct GenerateOptions {
   bool show_logprobs = false;
 };
 
-// Sets an optional field of the request only if the option is given.
-template <typename T, typename Set>
-void AddOptional(CLI::App* app, const std::string& name, Set set, const std::string& help) {
-  app->add_option_function<T>(
-      name, [set](const T& value) { set(value); }, help);
-}
-
 absl::Status Generate(const Session& session, GenerateOptions& options) {
   v1::GenerateRequest& request = options.request;
   if (options.tokens.empty() == options.prompt.empty()) {

@@ -14,6 +14,7 @@ int main(int argc, char** argv) {
   tandem::command::AddInferCommand(app, session);
   tandem::command::AddTrainCommand(app, session);
   tandem::command::AddGenerateCommands(app, session);
+  tandem::command::AddDistributionCommands(app, session);
   CLI11_PARSE(app, argc, argv);
   return session.exit_code;
 }

@@ -132,6 +132,8 @@ int64_t BroadcastIndex(const Shape& from, const Shape& shape, int64_t i) {
 
 }  // namespace
 
+bool IsDiscrete(Family family) { return DefinitionOf(family).discrete; }
+
 absl::StatusOr<Distribution> Distribution::Create(const DistributionOptions& options,
                                                   Parameters parameters) {
   const FamilyDef& family = DefinitionOf(options.family);
@@ -197,8 +199,6 @@ absl::StatusOr<Distribution> Distribution::Create(const DistributionOptions& opt
 }
 
 std::string_view Distribution::family_name() const { return DefinitionOf(options_.family).name; }
-bool Distribution::discrete() const { return DefinitionOf(options_.family).discrete; }
-bool Distribution::reparameterized() const { return !discrete(); }
 
 TensorType Distribution::draw_type(const Shape& sample) const {
   const bool classes =

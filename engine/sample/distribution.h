@@ -38,6 +38,8 @@ enum class Family : uint8_t {
   kGumbelTopK,          // logits or probs (..., K); k classes without replacement, in order of draw
 };
 inline constexpr int kFamilies = 17;
+// Draws are of finitely many values; through all others a gradient flows.
+bool IsDiscrete(Family family);
 
 struct DistributionOptions {
   Family family = Family::kNormal;
@@ -73,10 +75,7 @@ class Distribution {
   int64_t classes() const { return classes_; }  // K, or 0
   DType dtype() const { return dtype_; }
   TensorType draw_type(const Shape& sample) const;
-  // Whether a gradient flows through draws.
-  bool reparameterized() const;
-  // Whether draws are of finitely many values.
-  bool discrete() const;
+  bool discrete() const { return IsDiscrete(options_.family); }
 
   // The parameters' values, in Create's order, against their constraints; all must be finite.
   absl::Status CheckParameters(std::span<const Tensor* const> values) const;

@@ -202,7 +202,16 @@ class EstimatorGraph {
     z = ops::Cast(b_, z, spec.dtype);
     const Shape shape = b_.shape(z);
     if (!b_.ok()) return b_.status();
-    if (shape.rank() == static_cast<int>(spec.dims.size())) return z;
+    const auto does_not_fit = [&] {
+      return InvalidArgument("draws of shape ", shape.ToString(), " do not fit the model's input '",
+                             spec.name, "' of shape ", Shape(spec.dims).ToString());
+    };
+    if (shape.rank() == static_cast<int>(spec.dims.size())) {
+      for (int i = 1; i < shape.rank(); ++i) {
+        if (spec.dims[i] >= 0 && spec.dims[i] != shape[i]) return does_not_fit();
+      }
+      return z;
+    }
     // As many elements a row, in the model's rank: at most one of its sizes may be unknown.
     int64_t row = shape.num_elements() / rows;
     Shape wanted{rows};
@@ -215,8 +224,7 @@ class EstimatorGraph {
       wanted[unknown] = row / wanted.Count(1, wanted.rank());
     }
     if (unknown == 0 || wanted.Count(1, wanted.rank()) != row) {
-      return InvalidArgument("draws of shape ", shape.ToString(), " do not fit the model's input '",
-                             spec.name, "' of rank ", spec.dims.size());
+      return does_not_fit();
     }
     return ops::Reshape(b_, z, wanted);
   }

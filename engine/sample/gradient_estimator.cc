@@ -17,7 +17,7 @@ absl::Status CheckEstimator(const EstimatorOptions& options, const Distribution&
   const Family family = d.options().family;
   switch (options.estimator) {
     case Estimator::kPathwise:
-      if (!d.reparameterized()) {
+      if (d.discrete()) {
         return InvalidArgument("pathwise: no gradient flows through draws of ", d.family_name(),
                                "; use score_function, or gumbel_softmax");
       }

@@ -150,7 +150,7 @@ class SampleGraph {
   absl::Status CheckCotangents() const {
     const TensorType draw = d_.draw_type(sample_);
     if (options_.draw_cotangents) {
-      if (!d_.reparameterized()) {
+      if (d_.discrete()) {
         return FailedPrecondition("no gradient flows through draws of ", d_.family_name(),
                                   ": use its relaxed family, or the score function "
                                   "(log_density_cotangents)");
