@@ -3,8 +3,7 @@
 //
 // The next step begins when the message before it was written: a client that does not read holds up
 // its own work only. When the client goes away the step that computes now ends, and none begins
-// after it. Lock contract: one mutex guards the state shared with gRPC's threads; no step runs
-// under it.
+// after it. It has no lock: at any time either a step or a write is under way, never both.
 #pragma once
 
 #include <grpcpp/support/server_callback.h>

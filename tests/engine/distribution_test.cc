@@ -236,6 +236,17 @@ TEST(Distribution, MultivariateNormalHasItsCovariance) {
   }
 }
 
+TEST(Distribution, ADiagonalScalesEachCoordinate) {
+  const std::vector<double> loc = {1, -2}, scale = {0.5, 3};
+  const std::vector<double> draws =
+      Draw(Family::kMultivariateNormal, {{"loc", {2}, loc}, {"scale_diag", {2}, scale}}, kMany);
+  for (int r = 0; r < 2; ++r) {
+    std::vector<double> z;
+    for (int64_t i = 0; i < kMany; ++i) z.push_back((draws[i * 2 + r] - loc[r]) / scale[r]);
+    EXPECT_LT(KolmogorovSmirnov(z, testing::NormalCdf), kKsLimit) << r;
+  }
+}
+
 TEST(Distribution, AMatrixOfEachBatchElementIsItsOwn) {
   const std::vector<double> l = {1, 0, 0.5, 2, 3, 0, -1, 0.25};
   const DrawResult result =
