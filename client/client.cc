@@ -11,7 +11,21 @@ absl::Status ToAbsl(const grpc::Status& status) {
 
 }  // namespace
 
-absl::Status TrainingStream::Finish() { return ToAbsl(stream_->Finish()); }
+template <typename Request, typename Response>
+absl::Status RequestStream<Request, Response>::Finish() {
+  return ToAbsl(stream_->Finish());
+}
+
+template <typename Request, typename Response>
+absl::StatusOr<Response> RequestStream<Request, Response>::Exchange(const Request& request) {
+  Response response;
+  if (Send(request) && Receive(&response)) return response;
+  const absl::Status status = Finish();
+  return status.ok() ? absl::UnavailableError("the server ended the stream") : status;
+}
+
+template class RequestStream<v1::TrainStepRequest, v1::TrainStepResponse>;
+template class RequestStream<v1::ApproximateRequest, v1::ApproximateResponse>;
 
 Client::Client(const std::string& address, ClientOptions options) : options_(options) {
   grpc::ChannelArguments arguments;
@@ -93,6 +107,13 @@ TrainingStream Client::TrainStream() {
   TrainingStream stream;
   stream.context_ = std::make_unique<grpc::ClientContext>();
   stream.stream_ = training_->TrainStream(stream.context_.get());
+  return stream;
+}
+
+ApproximationStream Client::Approximate() {
+  ApproximationStream stream;
+  stream.context_ = std::make_unique<grpc::ClientContext>();
+  stream.stream_ = sampling_->Approximate(stream.context_.get());
   return stream;
 }
 

@@ -23,12 +23,15 @@ struct ClientOptions {
   int max_message_bytes = 64 << 20;
 };
 
-// TrainStream: requests may be sent ahead of their responses.
-class TrainingStream {
+// A call with a response for each request, in order; requests may be sent ahead of their responses.
+template <typename Request, typename Response>
+class RequestStream {
  public:
   // False when the server has ended the stream; Finish() says why.
-  bool Send(const v1::TrainStepRequest& request) { return stream_->Write(request); }
-  bool Receive(v1::TrainStepResponse* response) { return stream_->Read(response); }
+  bool Send(const Request& request) { return stream_->Write(request); }
+  bool Receive(Response* response) { return stream_->Read(response); }
+  // One request and its response, or why the stream has ended; nothing else may follow then.
+  absl::StatusOr<Response> Exchange(const Request& request);
   // No more requests; then the stream's status, after the last response was received.
   void CloseSend() { stream_->WritesDone(); }
   absl::Status Finish();
@@ -38,8 +41,10 @@ class TrainingStream {
  private:
   friend class Client;
   std::unique_ptr<grpc::ClientContext> context_;
-  std::unique_ptr<grpc::ClientReaderWriter<v1::TrainStepRequest, v1::TrainStepResponse>> stream_;
+  std::unique_ptr<grpc::ClientReaderWriter<Request, Response>> stream_;
 };
+using TrainingStream = RequestStream<v1::TrainStepRequest, v1::TrainStepResponse>;
+using ApproximationStream = RequestStream<v1::ApproximateRequest, v1::ApproximateResponse>;
 
 class Client {
  public:
@@ -89,6 +94,8 @@ class Client {
       const v1::EstimateGradientRequest& request,
       const std::function<bool(const v1::EstimateGradientResponse&)>& on_response);
   TrainingStream TrainStream();
+  // The first request begins or resumes an approximation: see approximation.proto.
+  ApproximationStream Approximate();
 
  private:
   template <typename Stub, typename Request, typename Response>

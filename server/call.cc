@@ -97,6 +97,10 @@ double CallAccount::SecondsSinceStart() const {
 }
 
 absl::Status SubmitCall(const Dependencies& dependencies, Place place, std::function<void()> task) {
+  if (place == Place::kHere) {
+    task();
+    return absl::OkStatus();
+  }
   Executor& executor = place == Place::kLoader ? dependencies.loader : dependencies.compute;
   const auto lane =
       place == Place::kTraining ? Executor::Lane::kTraining : Executor::Lane::kServing;

@@ -53,12 +53,14 @@ class CallAccount {
   const std::chrono::steady_clock::time_point start_;
 };
 
-enum class Place : uint8_t { kServing, kTraining, kLoader };
+// Where work is done: on the compute thread, before or after other clients' training; on the
+// loader's; or at once, on gRPC's own: for what takes less time than a turn in a queue.
+enum class Place : uint8_t { kServing, kTraining, kLoader, kHere };
 using Work = absl::AnyInvocable<absl::Status()>;
 using Prepare = absl::AnyInvocable<absl::StatusOr<Work>()>;
 
 // Submits to that place; RESOURCE_EXHAUSTED when as many calls as allowed wait there. `task` must
-// finish its call whatever happens.
+// finish its call whatever happens. kHere: runs it before returning.
 absl::Status SubmitCall(const Dependencies& dependencies, Place place, std::function<void()> task);
 
 // A unary call: `prepare` now, the work that it returns in its place.

@@ -2,8 +2,9 @@
 //
 // It reads ahead by at most kReadAhead requests that are not answered yet; then the client waits
 // (HTTP/2 flow control). One request at a time is prepared and computed, as a unary call would be.
-// When the client goes away, what computes now ends, and nothing after it begins. Lock contract:
-// one mutex guards all state; no work runs under it.
+// When the client goes away, what computes now ends, and nothing after it begins. A stream of its
+// own state keeps it in its Prepare: requests are prepared, and their work is done, one at a time
+// and in order. Lock contract: one mutex guards all state; no work runs under it.
 #pragma once
 
 #include <grpcpp/support/server_callback.h>
@@ -47,6 +48,7 @@ class OrderedStream final : public grpc::ServerBidiReactor<Request, Response> {
       turn = std::make_shared<Turn>();
       turn->request = std::move(incoming_);
       turn->work = CatchOutOfMemory([&] { return prepare_(turn->request, &turn->response); });
+      if (place_ == Place::kHere && turn->work.ok()) turn->done = CatchOutOfMemory(*turn->work);
     }
     const std::lock_guard lock(mutex_);
     reading_ = false;
@@ -77,6 +79,7 @@ class OrderedStream final : public grpc::ServerBidiReactor<Request, Response> {
     Request request;
     Response response;
     absl::StatusOr<Work> work = absl::UnknownError("not prepared");
+    std::optional<absl::Status> done;  // of the work, if it was done as the request was read
   };
 
   OrderedStream(const Method& method, grpc::CallbackServerContext* context, Place place,
@@ -118,6 +121,7 @@ class OrderedStream final : public grpc::ServerBidiReactor<Request, Response> {
   void BeginTurn() {
     turn_ = std::move(pending_.front());
     pending_.pop_front();
+    if (turn_->done) return EndTurn(*turn_->done);
     absl::Status status = turn_->work.status();
     if (status.ok()) {
       status = SubmitCall(account_.method().dependencies, place_,

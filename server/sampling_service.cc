@@ -15,6 +15,7 @@
 #include "engine/exec/executor.h"
 #include "engine/formats/tokenizer.h"
 #include "server/call.h"
+#include "server/convert_approximation.h"
 #include "server/convert_distribution.h"
 #include "server/convert_sampling.h"
 #include "server/estimate_gradient.h"
@@ -22,6 +23,7 @@
 #include "server/memory_guard.h"
 #include "server/metrics.h"
 #include "server/model_store.h"
+#include "server/ordered_stream.h"
 #include "server/stop_text.h"
 #include "tandem/v1/sampling.grpc.pb.h"
 
@@ -395,6 +397,20 @@ class SamplingService final : public v1::SamplingService::CallbackService {
                                  request->has_seed() ? request->seed() : RandomSeed());
   }
 
+  grpc::ServerBidiReactor<v1::ApproximateRequest, v1::ApproximateResponse>* Approximate(
+      Context* context) override {
+    using Stream = OrderedStream<v1::ApproximateRequest, v1::ApproximateResponse>;
+    auto approximation = std::make_shared<std::optional<Approximation>>();
+    return Stream::Start(
+        approximate_, context, Place::kHere,
+        [approximation](const v1::ApproximateRequest& request, v1::ApproximateResponse* response) {
+          return Work([&request, response, approximation] {
+            return server::Approximate(request, approximation.get(), response);
+          });
+        },
+        [](const absl::Status&, v1::ApproximateResponse*) { return false; });
+  }
+
  private:
   using Sequences = std::vector<std::vector<int32_t>>;
 
@@ -462,6 +478,7 @@ class SamplingService final : public v1::SamplingService::CallbackService {
   const Method generate_{deps_, "Generate"}, score_{deps_, "Score"}, tokenize_{deps_, "Tokenize"},
       detokenize_{deps_, "Detokenize"}, sample_distribution_{deps_, "SampleDistribution"},
       estimate_gradient_{deps_, "EstimateGradient"};
+      approximate_{deps_, "Approximate"};
   PlanCache plans_{64};  // of distributions; compute thread only
 };
 
