@@ -63,12 +63,13 @@ enum class IterationKind : uint8_t { kRobbinsMonro, kKieferWolfowitz, kSpsa, kGr
 enum class DescentRule : uint8_t { kPlain, kMomentum, kAdam };  // PyTorch's formulas
 struct IterationOptions {
   IterationKind kind = IterationKind::kRobbinsMonro;
-  std::vector<double> start;         // (D)
-  std::vector<double> lower, upper;  // (D) or empty: the box; the points to evaluate lie in it too
-  StepLaw step;                      // a_k
-  bool average = false;              // of the iterates after the first `average_after`
+  std::vector<double> start = {};  // (D)
+  std::vector<double> lower = {},
+                      upper = {};  // (D) or empty: the box; the points to evaluate lie in it too
+  StepLaw step = {};               // a_k
+  bool average = false;            // of the iterates after the first `average_after`
   int64_t average_after = 0;
-  StepLaw difference;                      // c_k; Kiefer-Wolfowitz, SPSA
+  StepLaw difference = {};                 // c_k; Kiefer-Wolfowitz, SPSA
   uint64_t seed = 0;                       // SPSA
   DescentRule rule = DescentRule::kPlain;  // gradient descent
   double momentum = 0.9, beta1 = 0.9, beta2 = 0.999, epsilon = 1e-8;

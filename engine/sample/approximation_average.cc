@@ -46,9 +46,13 @@ void AverageState::Apply(const AverageOptions& options, std::span<const double> 
   for (size_t at = 0; at < values.size(); at += dimension) {
     const double step = StepAt(options, ++count);
     for (size_t i = 0; i < dimension; ++i) {
+      if (step == 1) {  // all weight on this one, without the rounding of 0 + (x - 0)
+        mean[i] = values[at + i];
+        spread[i] = 0;
+        continue;
+      }
       const double deviation = values[at + i] - mean[i];
-      // A first step of 1 takes the observation itself, not the rounding of 0 + (x - 0).
-      mean[i] = step == 1 ? values[at + i] : mean[i] + step * deviation;
+      mean[i] += step * deviation;
       spread[i] = (1 - step) * (spread[i] + step * deviation * deviation);
     }
     squared_weights = (1 - step) * (1 - step) * squared_weights + step * step;

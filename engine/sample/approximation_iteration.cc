@@ -22,13 +22,13 @@ double SignOf(const IterationOptions& options, int64_t k, size_t i) {
   return (words[i / 32 % 4] >> (i % 32)) % 2 == 0 ? -1 : 1;
 }
 
-// Batch m = 1, 2, ... ends with averaged iterate m^e. Iterates of steps k^-g forget their past in
-// about k^g steps; batches that end at m^(1/(1-g)) or later outgrow that, and those of any steps
-// outgrow a fixed correlation.
+// Batch m = 1, 2, ... ends with averaged iterate (1.5 m)^e. Iterates of steps k^-g forget their
+// past in about k^g steps; batches that end at m^(1/(1-g)) grow as fast, and the factor makes them
+// longer by a few times; squares outgrow the fixed memory of constant steps.
 double BatchEnd(const IterationOptions& options, int64_t m) {
   if (options.step.exponent >= 1) return INFINITY;
   const double exponent = std::max(2.0, 1 / (1 - options.step.exponent));
-  return std::pow(static_cast<double>(m), exponent);
+  return std::pow(1.5 * static_cast<double>(m), exponent);
 }
 
 bool Differences(const IterationOptions& options) {
