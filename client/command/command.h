@@ -38,6 +38,7 @@ void AddOptional(CLI::App* app, const std::string& name, Set set, const std::str
   app->add_option_function<T>(
       name, [set](const T& value) { set(value); }, help);
 }
+void AddApproximateCommands(CLI::App& app, Session& session);
 
 // One line of protobuf's JSON, fields by their proto names.
 void PrintJson(const google::protobuf::Message& message);
@@ -57,6 +58,7 @@ absl::StatusOr<Tensor> ReadTensorFile(const std::string& path);
 // otherwise.
 class Progress {
  public:
+  // total 0: unknown, so there is no bar.
   Progress(int64_t total, std::string unit);
   // `detail` stands behind the bar: "loss 1.234 ...".
   void Update(int64_t done, const std::string& detail);

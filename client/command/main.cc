@@ -15,6 +15,7 @@ int main(int argc, char** argv) {
   tandem::command::AddTrainCommand(app, session);
   tandem::command::AddGenerateCommands(app, session);
   tandem::command::AddDistributionCommands(app, session);
+  tandem::command::AddApproximateCommands(app, session);
   CLI11_PARSE(app, argc, argv);
   return session.exit_code;
 }

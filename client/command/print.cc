@@ -91,22 +91,24 @@ void Progress::Update(int64_t done, const std::string& detail) {
   done_ = done;
   detail_ = detail;
   const double interval = terminal_ ? 0.1 : 5;
-  if (done < total_ && Elapsed() - last_drawn_ < interval) return;
+  if ((done < total_ || total_ == 0) && Elapsed() - last_drawn_ < interval) return;
   Draw();
 }
 
 void Progress::Draw() {
   last_drawn_ = Elapsed();
   constexpr int kWidth = 24;
-  const double share = total_ > 0 ? static_cast<double>(done_) / static_cast<double>(total_) : 1;
-  const int filled = static_cast<int>(share * kWidth);
-  const double eta =
-      done_ > 0 ? last_drawn_ / static_cast<double>(done_) * static_cast<double>(total_ - done_)
-                : 0;
-  const std::string line =
-      absl::StrFormat("[%s%s] %s %d/%d  %s  %s, %s left", std::string(filled, '#'),
-                      std::string(kWidth - filled, '.'), unit_, done_, total_, detail_,
-                      Duration(last_drawn_), Duration(eta));
+  std::string line;
+  if (total_ > 0) {
+    const double share = static_cast<double>(done_) / static_cast<double>(total_);
+    const int filled = static_cast<int>(share * kWidth);
+    const double eta = done_ > 0 ? last_drawn_ / share - last_drawn_ : 0;
+    line = absl::StrFormat("[%s%s] %s %d/%d  %s  %s, %s left", std::string(filled, '#'),
+                           std::string(kWidth - filled, '.'), unit_, done_, total_, detail_,
+                           Duration(last_drawn_), Duration(eta));
+  } else {
+    line = StrCat(unit_, " ", WithCommas(done_), "  ", detail_, "  ", Duration(last_drawn_));
+  }
   if (terminal_) {
     std::fprintf(stderr, "\r\033[K%s", line.c_str());
   } else {

@@ -237,6 +237,75 @@ TEST_F(ProcessTest, TerminationIsGraceful) {
   EXPECT_EQ(Run({"health"}, &output), 1);
 }
 
+TEST_F(ProcessTest, ApproximatesFromTheCommandLine) {
+  const std::string numbers = folder_ / "numbers.txt", state = folder_ / "state";
+  std::string text, output;
+  for (int i = 0; i < 20000; ++i) text += std::to_string(i * 7919 % 20000) + "\n";
+  WriteFile(numbers, text);
+  const auto json = [&](std::vector<std::string> words) {
+    words.insert(words.begin(), {"--json", "approximate"});
+    EXPECT_EQ(Run(words, &output), 0) << output;
+    // After the progress, on standard error.
+    return nlohmann::json::parse(output.substr(output.rfind("{\"step\"")));
+  };
+  auto answer = json({"mean", numbers});
+  EXPECT_EQ(answer["observations"], "20000");
+  EXPECT_NEAR(answer["estimate"][0].get<double>(), 9999.5, 1e-6);
+  answer = json({"mean", numbers, "--constant-step", "1"});
+  EXPECT_EQ(answer["estimate"][0], 19999 * 7919 % 20000);
+  answer = json({"ema", numbers, "--alpha", "1"});
+  EXPECT_EQ(answer["estimate"][0], 19999 * 7919 % 20000);
+  answer = json({"quantile", numbers, "-p", "0.1", "-p", "0.9"});
+  EXPECT_NEAR(answer["estimate"][0].get<double>(), 2000, 200);
+  EXPECT_NEAR(answer["estimate"][1].get<double>(), 18000, 200);
+  // In two runs, the second of which goes on where the first stopped.
+  const std::vector<std::string> minimise = {"minimize",
+                                             "--command",
+                                             "awk '{print ($1-3)^2 + ($2+1)^2}'",
+                                             "--start",
+                                             "0",
+                                             "0",
+                                             "--difference",
+                                             "0.2",
+                                             "--seed",
+                                             "5",
+                                             "--scale",
+                                             "0.4",
+                                             "--lower",
+                                             "-9",
+                                             "--upper",
+                                             "9"};
+  const auto with = [&](const std::vector<std::string>& more) {
+    std::vector<std::string> words = minimise;
+    words.insert(words.end(), more.begin(), more.end());
+    return words;
+  };
+  json(with({"--steps", "40", "--state", state}));
+  answer = json(with({"--steps", "100", "--state", state}));
+  EXPECT_EQ(answer["step"], "100");
+  EXPECT_NEAR(answer["estimate"][0].get<double>(), 3, 0.1);
+  EXPECT_NEAR(answer["estimate"][1].get<double>(), -1, 0.1);
+  EXPECT_EQ(json(with({"--steps", "100"}))["estimate"], answer["estimate"]);
+  answer = json({"minimize", "--method", "adam", "--command", "awk '{print 2*($1-3)}'", "--start",
+                 "0", "--scale", "0.3", "--steps", "100"});
+  EXPECT_NEAR(answer["estimate"][0].get<double>(), 3, 0.1);
+  answer =
+      json({"minimize", "--method", "kiefer-wolfowitz", "--command", "awk '{print ($1-3)^2}'",
+            "--start", "0", "--scale", "0.5", "--steps", "50", "--difference-exponent", "0.2"});
+  EXPECT_NEAR(answer["estimate"][0].get<double>(), 3, 0.1);
+  answer = json({"root", "--command", "awk '{print $1-2, $2-$1}'", "--start", "0", "5", "--steps",
+                 "60", "--exponent", "0.6", "--offset", "1", "--average", "--average-after", "20"});
+  EXPECT_NEAR(answer["estimate"][1].get<double>(), 2, 0.1);
+  EXPECT_NEAR(answer["average"][0].get<double>(), 2, 0.1);
+  EXPECT_EQ(Run({"approximate", "root", "--command", "echo 1 2", "--start", "0"}, &output), 1);
+  EXPECT_NE(output.find("printed 2 numbers, expected 1"), std::string::npos) << output;
+  EXPECT_EQ(Run({"approximate", "root", "--command", "exit 3", "--start", "0"}, &output), 1);
+  EXPECT_NE(output.find("'exit 3' failed at 0"), std::string::npos) << output;
+  WriteFile(numbers, "1 2 three");
+  EXPECT_EQ(Run({"approximate", "mean", numbers}, &output), 1);
+  EXPECT_NE(output.find("'three' is not a finite number"), std::string::npos) << output;
+}
+
 class MaterialTest : public ProcessTest {
  protected:
   Tensor ReadProto(const std::string& path) {
