@@ -477,8 +477,7 @@ class SamplingService final : public v1::SamplingService::CallbackService {
   const Dependencies deps_;
   const Method generate_{deps_, "Generate"}, score_{deps_, "Score"}, tokenize_{deps_, "Tokenize"},
       detokenize_{deps_, "Detokenize"}, sample_distribution_{deps_, "SampleDistribution"},
-      estimate_gradient_{deps_, "EstimateGradient"},
-      approximate_{deps_, "Approximate"};
+      estimate_gradient_{deps_, "EstimateGradient"}, approximate_{deps_, "Approximate"};
   PlanCache plans_{64};  // of distributions; compute thread only
 };
 
