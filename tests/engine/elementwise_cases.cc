@@ -19,6 +19,18 @@ double GeluTanhOf(double x) {
 double SiluOf(double x) { return x * SigmoidOf(x); }
 double SignOf(double x) { return (x > 0) - (x < 0); }
 
+// The derivative of ln Gamma, after a shift so far that three terms of the series do.
+double DigammaOf(double x) {
+  double sum = 0;
+  for (; x < 1000; x += 1) sum -= 1 / x;
+  return sum + std::log(x) - 0.5 / x - 1 / (12 * x * x) + 1 / (120 * x * x * x * x);
+}
+double TrigammaOf(double x) {
+  double sum = 0;
+  for (; x < 1000; x += 1) sum += 1 / (x * x);
+  return sum + 1 / x + 0.5 / (x * x) + 1 / (6 * x * x * x) - 1 / (30 * x * x * x * x * x);
+}
+
 struct UnaryCase {
   const char* name;
   UnaryOp op;
@@ -26,6 +38,7 @@ struct UnaryCase {
   double low = -3, high = 3;
   std::vector<double> avoid = {};
   std::vector<Kink> kinks = {};
+  bool gradient = true;
 };
 
 const std::vector<UnaryCase>& UnaryCases() {
@@ -70,6 +83,11 @@ const std::vector<UnaryCase>& UnaryCases() {
        {-2.5, -1.5, -0.5, 0.5, 1.5, 2.5},
        {{{0.5}, {0}}}},
       {"Square", ops::Square, [](double x) { return x * x; }},
+      {"Lgamma", ops::Lgamma, [](double x) { return std::lgamma(x); }, 0.3, 12},
+      {"Digamma", ops::Digamma, DigammaOf, 0.3, 12},
+      {"Trigamma", ops::Trigamma, TrigammaOf, 0.3, 12, {}, {}, false},
+      {"Log1p", ops::Log1p, [](double x) { return std::log1p(x); }, -0.9, 3},
+      {"Expm1", ops::Expm1, [](double x) { return std::expm1(x); }},
   };
   return *cases;
 }
@@ -81,6 +99,7 @@ OpCase MakeUnary(const UnaryCase& u, DType dtype, Shape shape) {
       {.shape = std::move(shape), .dtype = dtype, .low = u.low, .high = u.high, .avoid = u.avoid}};
   c.build = [op = u.op](Builder& b, const Values& x) { return Values{op(b, x[0])}; };
   c.reference = [f = u.f](const Refs& x) { return Refs{Map(x[0], f)}; };
+  c.gradient = u.gradient;
   return c;
 }
 

@@ -69,6 +69,10 @@ const UnaryCase kUnaryCases[] = {
     {"ceil", Unary::kCeil, -9, 9, 0, 0, [](double x) { return std::ceil(x); }},
     {"round", Unary::kRound, -9, 9, 0, 0, [](double x) { return std::nearbyint(x); }},
     {"square", Unary::kSquare, -9, 9, 0.5, 0, [](double x) { return x * x; }},
+    {"log1p", Unary::kLog1p, -0.999, 1e6, 3, 0, [](double x) { return std::log1p(x); }},
+    {"log1p small", Unary::kLog1p, -1e-3, 1e-3, 3, 0, [](double x) { return std::log1p(x); }},
+    {"expm1", Unary::kExpm1, -20, 88.5, 3, 0, [](double x) { return std::expm1(x); }},
+    {"expm1 small", Unary::kExpm1, -1e-3, 1e-3, 3, 0, [](double x) { return std::expm1(x); }},
 };
 
 // |got - want| in units of want's last f32 place.

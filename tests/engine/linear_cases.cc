@@ -64,6 +64,49 @@ OpCase MakeMatMul(const MatMulSpec& s) {
   return c;
 }
 
+// l (..., D, D) with a diagonal away from 0; its upper triangle is anything.
+OpCase MakeTriangularSolve(const std::string& name, Shape l, Shape rhs, bool transpose,
+                           DType dtype) {
+  OpCase c;
+  c.name = absl::StrCat("TriangularSolve_", name);
+  const int64_t d = l[-1];
+  Ref matrix(l);
+  for (size_t i = 0; i < matrix.v.size(); ++i) {
+    const auto row = static_cast<int64_t>(i) / d % d, column = static_cast<int64_t>(i) % d;
+    matrix.v[i] = 0.25 * static_cast<double>((i * 7 + 3) % 11) - 1;
+    if (row == column) matrix.v[i] = row % 2 == 0 ? 2.5 : -1.75;
+    if (column > row) matrix.v[i] = 1e4;
+  }
+  c.inputs = {{.shape = l, .dtype = dtype, .values = matrix.v}, {.shape = rhs, .dtype = dtype}};
+  c.build = [transpose](Builder& b, const Values& x) {
+    return Values{ops::TriangularSolve(b, x[0], x[1], transpose)};
+  };
+  c.reference = [transpose](const Refs& x) {
+    Ref out = x[1];
+    const int64_t size = x[0].shape[-1], columns = out.shape[-1];
+    const int64_t batch = size * columns == 0 ? 0 : out.shape.num_elements() / (size * columns);
+    for (int64_t p = 0; p < batch; ++p) {
+      const double* m = x[0].v.data() + p * size * size;
+      double* y = out.v.data() + p * size * columns;
+      for (int64_t k = 0; k < columns; ++k) {
+        for (int64_t s = 0; s < size; ++s) {
+          const int64_t i = transpose ? size - 1 - s : s;
+          for (int64_t j = 0; j < size; ++j) {
+            const bool known = transpose ? j > i : j < i;
+            const double factor = transpose ? m[j * size + i] : m[i * size + j];
+            if (known) y[i * columns + k] -= factor * y[j * columns + k];
+          }
+          y[i * columns + k] /= m[i * size + i];
+        }
+      }
+    }
+    return Refs{out};
+  };
+  c.tolerance = dtype == DType::kF64 ? 1e-12 : 2e-5;
+  c.gradient_tolerance = 1e-4;
+  return c;
+}
+
 }  // namespace
 
 std::vector<OpCase> LinearCases() {
@@ -105,6 +148,20 @@ std::vector<OpCase> LinearCases() {
   };
   std::vector<OpCase> cases;
   for (const MatMulSpec& s : specs) cases.push_back(MakeMatMul(s));
+  for (const bool transpose : {false, true}) {
+    const std::string suffix = transpose ? "_transposed" : "";
+    for (const DType dtype : {DType::kF32, DType::kF64}) {
+      const std::string type = absl::StrCat(suffix, "_", std::string(DTypeName(dtype)));
+      cases.push_back(
+          MakeTriangularSolve("one" + type, Shape{4, 4}, Shape{4, 1}, transpose, dtype));
+      cases.push_back(MakeTriangularSolve("batch" + type, Shape{2, 3, 5, 5}, Shape{2, 3, 5, 7},
+                                          transpose, dtype));
+    }
+    cases.push_back(MakeTriangularSolve("scalar" + suffix, Shape{3, 1, 1}, Shape{3, 1, 2},
+                                        transpose, DType::kF32));
+    cases.push_back(MakeTriangularSolve("no_columns" + suffix, Shape{3, 3}, Shape{3, 0}, transpose,
+                                        DType::kF32));
+  }
   return cases;
 }
 

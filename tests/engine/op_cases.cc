@@ -91,7 +91,7 @@ const std::vector<OpCase>& AllCases() {
   static const auto* const cases = [] {
     auto* all = new std::vector<OpCase>;
     for (const auto& family :
-         {ElementwiseCases(), BroadcastCases(), ReduceCases(), ShapeCases(), LinearCases(),
+         {ElementwiseCases(), BroadcastCases(), RandomCases(), ReduceCases(), ShapeCases(), LinearCases(),
           NormalizationCases(), LossCases(), SequenceCases(), OptimizerCases()}) {
       all->insert(all->end(), family.begin(), family.end());
     }

@@ -81,6 +81,7 @@ int64_t Offset(const Shape& shape, const std::vector<int64_t>& coordinates);
 // ------------------------------------------------------------------
 std::vector<OpCase> ElementwiseCases();
 std::vector<OpCase> BroadcastCases();
+std::vector<OpCase> RandomCases();
 std::vector<OpCase> ReduceCases();
 std::vector<OpCase> ShapeCases();
 std::vector<OpCase> LinearCases();

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <numeric>
 
 #include "tests/engine/op_cases.h"
 
@@ -235,6 +236,65 @@ void AddArg(std::vector<OpCase>& cases) {
   }
 }
 
+// By sorting: NaN above all, equal ones in order.
+Refs TopKRef(const Ref& x, int64_t k, bool largest) {
+  Shape shape = x.shape;
+  const int64_t n = shape[-1];
+  shape[-1] = k;
+  Refs out = {Ref(shape), Ref(shape)};
+  for (int64_t r = 0; n > 0 && r < static_cast<int64_t>(x.v.size()) / n; ++r) {
+    std::vector<int64_t> order(n);
+    std::iota(order.begin(), order.end(), int64_t{0});
+    const auto key = [&](int64_t i) {
+      const double v = x.v[r * n + i];
+      return std::isnan(v) ? std::pair(1, 0.0) : std::pair(0, v);
+    };
+    std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) {
+      return largest ? key(a) > key(b) : key(a) < key(b);
+    });
+    for (int64_t j = 0; j < k; ++j) {
+      out[0].v[r * k + j] = x.v[r * n + order[j]];
+      out[1].v[r * k + j] = static_cast<double>(order[j]);
+    }
+  }
+  return out;
+}
+
+OpCase MakeTopK(const std::string& name, CaseInput input, int64_t k, bool largest = true) {
+  OpCase c;
+  c.name = absl::StrCat("TopK_", name);
+  c.gradient = input.dtype == DType::kF32 || input.dtype == DType::kF64;
+  c.inputs = {std::move(input)};
+  c.build = [k, largest](Builder& b, const Values& x) { return ops::TopK(b, x[0], k, largest); };
+  c.reference = [k, largest](const Refs& x) { return TopKRef(x[0], k, largest); };
+  return c;
+}
+
+void AddTopK(std::vector<OpCase>& cases) {
+  cases.push_back(MakeTopK("one", {.shape = Shape{3, 2, 17}}, 1));
+  cases.push_back(MakeTopK("some", {.shape = Shape{5, 40}}, 7));
+  cases.back().bench = {{.shape = Shape{64, 50000}}};
+  cases.push_back(MakeTopK("smallest", {.shape = Shape{5, 40}}, 7, false));
+  cases.push_back(MakeTopK("all", {.shape = Shape{3, 12}}, 12));
+  cases.push_back(MakeTopK("none", {.shape = Shape{3, 12}}, 0));
+  cases.push_back(MakeTopK("vector_f64", {.shape = Shape{9}, .dtype = DType::kF64}, 4));
+  const double nan = std::numeric_limits<double>::quiet_NaN();
+  const std::vector<double> special = {2, nan, -kInfinity, 2, kInfinity, nan, 2, -1, 2, kInfinity};
+  for (const bool largest : {true, false}) {
+    for (const int64_t k : {2, 5, 10}) {
+      const std::string suffix = absl::StrCat(k, largest ? "_largest" : "_smallest");
+      cases.push_back(
+          MakeTopK("special_" + suffix, {.shape = Shape{10}, .values = special}, k, largest));
+      cases.back().gradient = false;  // ties and NaN
+      cases.push_back(MakeTopK("ties_i32_" + suffix,
+                               {.shape = Shape{4, 50}, .dtype = DType::kI32, .low = -3, .high = 3},
+                               k, largest));
+    }
+  }
+  cases.push_back(MakeTopK("u8", {.shape = Shape{2, 30}, .dtype = DType::kU8, .low = 0}, 3, false));
+  cases.push_back(MakeTopK("bf16", {.shape = Shape{2, 30}, .dtype = DType::kBF16}, 3));
+}
+
 }  // namespace
 
 std::vector<OpCase> ReduceCases() {
@@ -244,6 +304,7 @@ std::vector<OpCase> ReduceCases() {
   AddMean(cases);
   AddSumToShape(cases);
   AddArg(cases);
+  AddTopK(cases);
   return cases;
 }
 

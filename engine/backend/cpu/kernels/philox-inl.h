@@ -87,7 +87,7 @@ HWY_INLINE VecF32 UnitInterval(F32 d, VecU32 w) {
   return Fma(d, hn::ConvertTo(d, hn::BitCast(di, hn::ShiftRight<1>(w))), 0x1p-31f, 0x1p-32f);
 }
 
-// ln((w + 1/2) / 2^32), negative, with all of f32's digits near 0 too: there from 1 - u, which has
+// ln((w + 1/2) / 2^32), to UnitInterval's 31 bits where that is below 3/4, negative, with all of f32's digits near 0 too: there from 1 - u, which has
 // them, and not from u.
 HWY_INLINE VecF32 LogUniform(F32 d, VecU32 w) {
   const I32 di;
