@@ -63,6 +63,7 @@ class Client {
   TANDEM_CALL(models, UnloadModel)       \
   TANDEM_CALL(models, SaveModel)         \
   TANDEM_CALL(models, AnalyzeModel)      \
+  TANDEM_CALL(models, ListActivations)   \
   TANDEM_CALL(training, StartTraining)   \
   TANDEM_CALL(training, ForwardBackward) \
   TANDEM_CALL(training, OptimStep)       \

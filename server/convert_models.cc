@@ -156,27 +156,6 @@ absl::StatusOr<std::vector<TensorType>> InputTypes(const v1::AnalyzeModelRequest
   return types;
 }
 
-void ToProto(const ModelAnalysis& analysis, v1::AnalyzeModelResponse* out) {
-  for (const LayerAnalysis& layer : analysis.layers) {
-    auto* message = out->add_layers();
-    message->set_name(layer.name);
-    message->set_op(layer.op);
-    for (int64_t dim : layer.output_shape) message->add_output_shape(dim);
-    message->set_parameters(layer.parameters);
-    message->set_flops(layer.flops);
-    message->set_output_bytes(layer.output_bytes);
-    message->mutable_receptive_field()->Add(layer.receptive_field.begin(),
-                                            layer.receptive_field.end());
-    message->mutable_stride()->Add(layer.stride.begin(), layer.stride.end());
-  }
-  out->set_parameters(analysis.parameters);
-  out->set_bias_parameters(analysis.bias_parameters);
-  out->set_flops(analysis.flops);
-  out->set_parameter_bytes(analysis.parameters * static_cast<int64_t>(sizeof(float)));
-  out->set_activation_bytes(analysis.activation_bytes);
-  out->set_forward_peak_bytes(analysis.forward_peak_bytes);
-}
-
 void ToProto(const ModelEntry& entry, bool with_hash, v1::Model* out) {
   out->set_name(entry.name);
   if (!entry.error.ok()) {

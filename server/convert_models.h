@@ -1,9 +1,10 @@
 // Messages about models, to and from the engine (see convert.h).
 #pragma once
 
+#include <string_view>
 #include <vector>
 
-#include "server/analysis.h"
+#include "engine/exec/model_analysis.h"
 #include "server/model_store.h"
 #include "tandem/v1/models.pb.h"
 
@@ -16,7 +17,14 @@ absl::StatusOr<NewDecoder> FromProto(const v1::DecoderConfig& config, uint64_t s
 // variable size, or 16 tokens of a language model.
 absl::StatusOr<std::vector<TensorType>> InputTypes(const v1::AnalyzeModelRequest& request,
                                                    const GraphSource& source);
-void ToProto(const ModelAnalysis& analysis, v1::AnalyzeModelResponse* out);
+void ToProto(const GraphSource& source, const std::vector<TensorType>& inputs,
+             const ModelAnalysis& analysis, v1::AnalyzeModelResponse* out);
+void ToProto(const MeasuredTime& time, v1::AnalyzeModelResponse* out);
+void ToProto(const MeasuredField& field, v1::AnalyzeModelResponse::Verification* out);
+
+v1::ParameterRole ToProto(ParameterRole role);
+absl::StatusOr<ParameterRole> FromProto(v1::ParameterRole role, std::string_view what);
+void ToProto(const ParameterInfo& info, v1::Parameter* out);
 
 // Compute thread only, as it reads what is the compute thread's.
 void ToProto(const ModelEntry& entry, bool with_hash, v1::Model* out);

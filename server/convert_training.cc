@@ -4,6 +4,7 @@
 #include <set>
 
 #include "server/convert.h"
+#include "server/convert_models.h"
 
 namespace tandem::server {
 namespace {
@@ -133,6 +134,12 @@ absl::StatusOr<OptimizerOptions> FromProto(const v1::Optimizer& optimizer) {
                              " is not a known OptimizerKind");
   }
   options.decay_vectors = optimizer.decay_vectors();
+  for (int role : optimizer.no_decay_roles()) {
+    TANDEM_ASSIGN_OR_RETURN(
+        options.no_decay_roles.emplace_back(),
+        FromProto(static_cast<v1::ParameterRole>(role), "optimizer.no_decay_roles"));
+  }
+  options.no_decay.assign(optimizer.no_decay().begin(), optimizer.no_decay().end());
   return WithParameters(options, optimizer.parameters());
 }
 
@@ -140,6 +147,8 @@ v1::Optimizer ToProto(const OptimizerOptions& options) {
   v1::Optimizer out;
   out.set_kind(options.decoupled ? v1::OPTIMIZER_KIND_ADAMW : v1::OPTIMIZER_KIND_ADAM);
   out.set_decay_vectors(options.decay_vectors);
+  for (ParameterRole role : options.no_decay_roles) out.add_no_decay_roles(ToProto(role));
+  for (const std::string& name : options.no_decay) out.add_no_decay(name);
   v1::OptimizerParameters* parameters = out.mutable_parameters();
   parameters->set_learning_rate(options.learning_rate);
   parameters->set_beta1(options.beta1);
@@ -217,6 +226,7 @@ void ToProto(const Trainer& trainer, const Model& model, v1::Training* out) {
   out->set_state_bytes(trainer.state_bytes());
   out->set_last_loss(trainer.last_loss());
   for (const std::string& name : trainer.frozen()) out->add_frozen(name);
+  out->set_decayed_parameters(trainer.decayed_parameters());
 }
 
 }  // namespace tandem::server

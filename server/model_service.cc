@@ -8,6 +8,7 @@
 #include "engine/exec/executor.h"
 #include "server/call.h"
 #include "server/convert_models.h"
+#include "server/memory_guard.h"
 #include "server/model_store.h"
 #include "tandem/v1/models.grpc.pb.h"
 
@@ -39,6 +40,11 @@ class ModelService final : public v1::ModelService::CallbackService {
       TANDEM_ASSIGN_OR_RETURN(auto entry, deps_.models.FindRecord(request->model()));
       return [=]() -> absl::Status {
         ToProto(*entry, /*with_hash=*/true, response->mutable_model());
+        if (request->parameters() && entry->source != nullptr) {
+          for (const ParameterInfo& info : entry->source->parameters()) {
+            ToProto(info, response->add_parameters());
+          }
+        }
         return absl::OkStatus();
       };
     });
@@ -96,10 +102,14 @@ class ModelService final : public v1::ModelService::CallbackService {
     return StartCall(analyze_model_, context, Place::kLoader, [=, this]() -> absl::StatusOr<Work> {
       TANDEM_ASSIGN_OR_RETURN(auto entry, deps_.models.Find(request->model()));
       TANDEM_ASSIGN_OR_RETURN(auto inputs, InputTypes(*request, *entry->source));
-      return [=]() -> absl::Status {
-        TANDEM_ASSIGN_OR_RETURN(const ModelAnalysis analysis, Analyze(*entry->source, inputs));
-        ToProto(analysis, response);
-        return absl::OkStatus();
+      return [=, this]() -> absl::Status {
+        TANDEM_ASSIGN_OR_RETURN(const ModelAnalysis analysis,
+                                tandem::AnalyzeModel(*entry->source, inputs));
+        ToProto(*entry->source, inputs, analysis, response);
+        if (!request->measure() && !request->verify_receptive_field()) return absl::OkStatus();
+        return deps_.compute.RunAndWait(Executor::Lane::kServing, [&] {
+          return CatchOutOfMemory([&] { return Measure(*entry, *request, inputs, response); });
+        });
       };
     });
   }
@@ -119,6 +129,22 @@ class ModelService final : public v1::ModelService::CallbackService {
       ToProto(entry, /*with_hash=*/false, model);
       return absl::OkStatus();
     });
+  }
+
+  // What only a run of the model can tell; compute thread.
+  static absl::Status Measure(const ModelEntry& entry, const v1::AnalyzeModelRequest& request,
+                              const std::vector<TensorType>& inputs,
+                              v1::AnalyzeModelResponse* response) {
+    TANDEM_ASSIGN_OR_RETURN(Model* const model, entry.Live());
+    if (request.measure()) {
+      TANDEM_ASSIGN_OR_RETURN(const MeasuredTime time, MeasureTime(*model, inputs));
+      ToProto(time, response);
+    }
+    if (request.verify_receptive_field()) {
+      TANDEM_ASSIGN_OR_RETURN(const MeasuredField field, MeasureReceptiveField(*model, inputs));
+      ToProto(field, response->mutable_verification());
+    }
+    return absl::OkStatus();
   }
 
   const Dependencies deps_;

@@ -11,8 +11,6 @@
 namespace tandem {
 namespace {
 
-constexpr int64_t kParameterAlignment = 16;  // elements: one cache line
-
 uint64_t HashBytes(uint64_t hash, const void* data, size_t bytes) {
   constexpr uint64_t kPrime = 0x9E3779B97F4A7C15;
   const auto* p = static_cast<const unsigned char*>(data);
@@ -26,15 +24,15 @@ uint64_t HashBytes(uint64_t hash, const void* data, size_t bytes) {
   return std::rotl(hash ^ word, 29) * kPrime;
 }
 
-int64_t PhysicalMemoryBytes() {
-  return static_cast<int64_t>(sysconf(_SC_PHYS_PAGES)) * sysconf(_SC_PAGE_SIZE);
-}
-
 std::string DimsToString(const std::vector<int64_t>& dims) {
   return Shape(std::span<const int64_t>(dims)).ToString();
 }
 
 }  // namespace
+
+int64_t PhysicalMemoryBytes() {
+  return static_cast<int64_t>(sysconf(_SC_PHYS_PAGES)) * sysconf(_SC_PAGE_SIZE);
+}
 
 Value GraphSource::BuildLogits(Builder& builder, const SequenceValues&) const {
   return builder.Fail(FailedPrecondition("the model is no language model"));
@@ -61,7 +59,7 @@ ParameterStore::ParameterStore(const std::vector<ParameterInfo>& infos) {
     const int64_t size = info.shape.num_elements();
     offsets_.push_back(flat_size_);
     sizes_.push_back(size);
-    flat_size_ += (size + kParameterAlignment - 1) / kParameterAlignment * kParameterAlignment;
+    flat_size_ += Padded(size);
   }
   buffer_ = Buffer(flat_size_ * static_cast<int64_t>(sizeof(float)));
   std::memset(buffer_.data(), 0, buffer_.bytes());

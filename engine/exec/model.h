@@ -74,6 +74,8 @@ class GraphSource {
 class ParameterStore {
  public:
   explicit ParameterStore(const std::vector<ParameterInfo>& infos);
+  // The elements that a parameter takes in the flat buffer, padding included.
+  static int64_t Padded(int64_t elements) { return (elements + 15) / 16 * 16; }
   float* flat() { return reinterpret_cast<float*>(buffer_.data()); }
   const float* flat() const { return reinterpret_cast<const float*>(buffer_.data()); }
   int64_t flat_size() const { return flat_size_; }  // elements, padding included
@@ -94,6 +96,9 @@ class ParameterStore {
 
 // A tensor from outside against the specification: dtype, rank, and the sizes that are fixed.
 absl::Status CheckInput(const IoSpec& spec, const Tensor& tensor);
+
+// Of the machine.
+int64_t PhysicalMemoryBytes();
 
 // Plans by key (a model's purpose and input shapes), least recently used out first. Not
 // thread-safe.

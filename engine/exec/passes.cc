@@ -27,36 +27,62 @@ std::vector<bool> LiveNodes(const Graph& graph) {
 // Alias operators need no kernel: the plan gives the output the input's memory.
 bool NeedsKernel(const OpDef& op) { return op.name != "Reshape"; }
 
-// One sweep; sets `lowered` if a lowering put in operators that another sweep must look at.
-absl::StatusOr<Graph> Sweep(const Graph& graph, const Backend& backend, bool* lowered) {
-  Builder builder;
-  std::vector<Value> map(graph.value_count());
-  const std::vector<bool> live = LiveNodes(graph);
-  for (Value v : graph.inputs()) {
-    map[v.id] = builder.Input(graph.info(v).name, graph.type(v));
+// Another graph with the same inputs, and the values of the first one in it.
+class Copier {
+ public:
+  explicit Copier(const Graph& graph) : graph_(graph), map_(graph.value_count()) {
+    for (Value v : graph.inputs()) {
+      map_[v.id] = builder_.Input(graph.info(v).name, graph.type(v));
+    }
   }
-  const auto mapped = [&](Value v) {
-    if (!v.valid() || map[v.id].valid()) return v.valid() ? map[v.id] : Value{};
-    const ValueInfo& info = graph.info(v);
+  Builder& builder() { return builder_; }
+  Value Mapped(Value v) {
+    if (!v.valid() || map_[v.id].valid()) return v.valid() ? map_[v.id] : Value{};
+    const ValueInfo& info = graph_.info(v);
     switch (info.kind) {
       case ValueKind::kParameter:
-        map[v.id] = builder.Parameter(info.index, info.name, info.type);
+        map_[v.id] = builder_.Parameter(info.index, info.name, info.type);
         break;
       case ValueKind::kRandomKey:
-        map[v.id] = builder.RandomKey();
+        map_[v.id] = builder_.RandomKey();
         break;
       default:
-        map[v.id] = builder.Constant(info.constant);
+        map_[v.id] = builder_.Constant(info.constant);
     }
-    return map[v.id];
-  };
+    return map_[v.id];
+  }
+  void Set(Value v, Value copy) { map_[v.id] = copy; }
+  void Copy(const Node& node) {
+    std::vector<Value> inputs;
+    for (Value v : node.inputs) inputs.push_back(Mapped(v));
+    builder_.SetScope(node.name);
+    const std::vector<Value> outputs =
+        builder_.AddMulti(*node.op, inputs, node.attributes, static_cast<int>(node.outputs.size()));
+    for (size_t k = 0; k < outputs.size(); ++k) Set(node.outputs[k], outputs[k]);
+  }
+  absl::StatusOr<Graph> Finish() {
+    for (Value v : graph_.outputs()) builder_.Output(Mapped(v));
+    return builder_.Finish();
+  }
+
+ private:
+  const Graph& graph_;
+  Builder builder_;
+  std::vector<Value> map_;
+};
+
+// One sweep; sets `lowered` if a lowering put in operators that another sweep must look at.
+absl::StatusOr<Graph> Sweep(const Graph& graph, const Backend& backend, bool* lowered) {
+  Copier copier(graph);
+  Builder& builder = copier.builder();
+  const std::vector<bool> live = LiveNodes(graph);
   absl::flat_hash_map<std::string, std::vector<Value>> seen;
   for (size_t i = 0; i < graph.nodes().size(); ++i) {
     if (!live[i]) continue;
     Node node = graph.nodes()[i];
     std::string key = StrCat(node.op->name, "|", node.attributes.ToString());
     for (Value& v : node.inputs) {
-      v = mapped(v);
+      v = copier.Mapped(v);
       absl::StrAppend(&key, "|", v.id);
     }
     std::vector<Value>& results = seen[key];
@@ -74,10 +100,64 @@ absl::StatusOr<Graph> Sweep(const Graph& graph, const Backend& backend, bool* lo
       }
       TANDEM_RETURN_IF_ERROR(builder.status());
     }
-    for (size_t k = 0; k < node.outputs.size(); ++k) map[node.outputs[k].id] = results[k];
+    for (size_t k = 0; k < node.outputs.size(); ++k) copier.Set(node.outputs[k], results[k]);
   }
-  for (Value v : graph.outputs()) builder.Output(mapped(v));
-  return builder.Finish();
+  return copier.Finish();
+}
+
+std::vector<int> Uses(const Graph& graph) {
+  std::vector<int> uses(graph.value_count(), 0);
+  for (const Node& node : graph.nodes()) {
+    for (Value v : node.inputs) {
+      if (v.valid()) ++uses[v.id];
+    }
+  }
+  for (Value v : graph.outputs()) ++uses[v.id];
+  return uses;
+}
+
+// The node whose product this addition could end with its other input as the bias, else -1.
+int32_t ProductUnderBias(const Graph& graph, const Node& add, const std::vector<int>& uses,
+                         Value* bias) {
+  if (add.op->name != "Add") return -1;
+  for (int i = 0; i < 2; ++i) {
+    const Value product = add.inputs[i], vector = add.inputs[1 - i];
+    const ValueInfo& info = graph.info(product);
+    if (info.kind != ValueKind::kNode || uses[product.id] != 1) continue;
+    const Node& node = graph.nodes()[info.index];
+    if (node.op->name != "MatMul" || (node.inputs.size() > 2 && node.inputs[2].valid())) continue;
+    const TensorType bias_type{DType::kF32, Shape{info.type.shape[-1]}};
+    if (info.type.dtype != DType::kF32 || graph.type(vector) != bias_type) continue;
+    *bias = vector;
+    return info.index;
+  }
+  return -1;
+}
+
+// MatMul(a, b) + vector -> MatMul(a, b, vector).
+absl::StatusOr<Graph> FuseBiases(const Graph& graph) {
+  const std::vector<int> uses = Uses(graph);
+  std::vector<Node> nodes = graph.nodes();
+  std::vector<bool> gone(nodes.size(), false);
+  bool any = false;
+  for (Node& node : nodes) {
+    Value bias;
+    const int32_t product = ProductUnderBias(graph, node, uses, &bias);
+    if (product < 0) continue;
+    Node fused = graph.nodes()[product];
+    fused.inputs.resize(2);
+    fused.inputs.push_back(bias);
+    fused.outputs = node.outputs;
+    node = std::move(fused);
+    gone[product] = true;
+    any = true;
+  }
+  if (!any) return graph;
+  Copier copier(graph);
+  for (size_t i = 0; i < nodes.size(); ++i) {
+    if (!gone[i]) copier.Copy(nodes[i]);
+  }
+  return copier.Finish();
 }
 
 }  // namespace
@@ -90,7 +170,7 @@ absl::StatusOr<Graph> Simplify(const Graph& graph, const Backend& backend) {
     lowered = false;
     TANDEM_ASSIGN_OR_RETURN(result, Sweep(result, backend, &lowered));
   }
-  return result;
+  return FuseBiases(result);
 }
 
 }  // namespace tandem

@@ -7,8 +7,11 @@
 namespace tandem {
 
 // Drops nodes that no output needs, merges equal ones (same operator, attributes and inputs), and
-// replaces those that the backend has no kernel for by their lowering. Inputs and outputs stay, in
-// order. Errors: an operator with neither kernel nor lowering, named.
+// replaces those that the backend has no kernel for by their lowering. A vector added to a matrix
+// product that nothing else reads becomes the product's bias: the same bits, as kernels add a bias
+// to the finished sum, and one pass over memory less. (Convolutions keep an addition apart: where
+// their library adds a bias is its own affair, and bits would depend on what else reads the sum.)
+// Inputs and outputs stay, in order. Errors: an operator with neither kernel nor lowering, named.
 absl::StatusOr<Graph> Simplify(const Graph& graph, const Backend& backend);
 
 }  // namespace tandem

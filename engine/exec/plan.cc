@@ -241,20 +241,22 @@ void Plan::Run(std::span<const void* const> inputs, std::span<const void* const>
                std::span<void* const> outputs) {
   const Bindings bindings{inputs, parameters, outputs};
   arena_ = workspace_->Reserve(arena_bytes_);
-  for (const Step& step : steps_) {
+  for (size_t i = 0; i < steps_.size(); ++i) {
     if (profile_ == nullptr) {
-      RunStep(step, bindings);
+      RunStep(steps_[i], bindings);
       continue;
     }
     const auto begin = std::chrono::steady_clock::now();
-    RunStep(step, bindings);
+    RunStep(steps_[i], bindings);
     const std::chrono::duration<double> taken = std::chrono::steady_clock::now() - begin;
-    profile_->Add(step.name, taken.count());
+    profile_->Add(i, steps_[i].name, taken.count());
   }
   CopyOutputs(bindings);
 }
 
-void PlanProfile::Add(const std::string& op, double seconds) {
+void PlanProfile::Add(size_t step, const std::string& op, double seconds) {
+  if (step_seconds_.size() <= step) step_seconds_.resize(step + 1, 0);
+  step_seconds_[step] += seconds;
   Row& row = rows_[op];
   row.seconds += seconds;
   ++row.calls;

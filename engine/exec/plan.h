@@ -33,10 +33,12 @@ class Workspace {
   Buffer buffer_;
 };
 
-// Where the time of runs goes, operator by operator: for benchmarks.
+// Where the time of runs goes, operator by operator and step by step: for benchmarks and analysis.
 class PlanProfile {
  public:
-  void Add(const std::string& op, double seconds);
+  void Add(size_t step, const std::string& op, double seconds);
+  // Of all runs, by the plan's step; meaningful where one plan alone was profiled.
+  const std::vector<double>& step_seconds() const { return step_seconds_; }
   // A table, slowest operator first; times are the mean of `runs` runs.
   std::string ToString(int64_t runs) const;
 
@@ -46,6 +48,7 @@ class PlanProfile {
     int64_t calls = 0;
   };
   std::map<std::string, Row> rows_;
+  std::vector<double> step_seconds_;
 };
 
 class Plan {
@@ -68,7 +71,8 @@ class Plan {
 
   const std::vector<TensorType>& input_types() const { return input_types_; }
   const std::vector<TensorType>& output_types() const { return output_types_; }
-  // The graph after the passes.
+  // The graph after the passes. Each of its nodes is a step, in order, but reshapes, which only
+  // rename memory.
   const Graph& graph() const { return graph_; }
   // Memory that a run needs for intermediate values and kernels' scratch.
   int64_t arena_bytes() const { return arena_bytes_; }

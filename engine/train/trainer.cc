@@ -89,7 +89,7 @@ Trainer::Trainer(Model* model, Objective objective, OptimizerOptions optimizer,
                  std::vector<std::string> frozen)
     : model_(model),
       objective_(std::move(objective)),
-      optimizer_(optimizer),
+      optimizer_(std::move(optimizer)),
       frozen_(std::move(frozen)) {}
 
 absl::StatusOr<std::unique_ptr<Trainer>> Trainer::Create(Model* model, Objective objective,
@@ -98,6 +98,7 @@ absl::StatusOr<std::unique_ptr<Trainer>> Trainer::Create(Model* model, Objective
   TANDEM_RETURN_IF_ERROR(optimizer.Validate());
   TANDEM_RETURN_IF_ERROR(CheckObjective(*model, objective));
   std::unique_ptr<Trainer> trainer(new Trainer(model, std::move(objective), optimizer, frozen));
+  TANDEM_RETURN_IF_ERROR(trainer->CheckNoDecay(optimizer.no_decay));
   TANDEM_RETURN_IF_ERROR(trainer->SelectTrainable());
   const int64_t size = model->parameters().flat_size();
   const TensorType flat{DType::kF32, {size}};
@@ -152,12 +153,41 @@ absl::Status Trainer::SelectTrainable() {
   return absl::OkStatus();
 }
 
+absl::Status Trainer::CheckNoDecay(const std::vector<std::string>& patterns) const {
+  const std::vector<ParameterInfo>& infos = model_->source().parameters();
+  for (const std::string& pattern : patterns) {
+    if (std::none_of(infos.begin(), infos.end(),
+                     [&](const ParameterInfo& info) { return Matches(info.name, pattern); })) {
+      return InvalidArgument("no_decay '", pattern, "' matches no parameter of model '",
+                             model_->name(), "'");
+    }
+  }
+  return absl::OkStatus();
+}
+
+bool Trainer::Decays(const ParameterInfo& info) const {
+  const OptimizerOptions& o = optimizer_;
+  if (!o.decay_vectors && info.shape.rank() < 2) return false;
+  if (std::find(o.no_decay_roles.begin(), o.no_decay_roles.end(), info.role) !=
+      o.no_decay_roles.end()) {
+    return false;
+  }
+  return std::none_of(o.no_decay.begin(), o.no_decay.end(),
+                      [&](const std::string& pattern) { return Matches(info.name, pattern); });
+}
+
+int64_t Trainer::decayed_parameters() const {
+  int64_t elements = 0;
+  for (uint8_t d : decay_.data<uint8_t>()) elements += d;
+  return elements;
+}
+
 void Trainer::FillDecay() {
   const std::vector<ParameterInfo>& infos = model_->source().parameters();
   std::span<uint8_t> decay = decay_.data<uint8_t>();
   std::fill(decay.begin(), decay.end(), uint8_t{0});
   for (int32_t i : trainable_) {
-    if (!optimizer_.decay_vectors && infos[i].shape.rank() < 2) continue;
+    if (!Decays(infos[i])) continue;
     const int64_t begin = model_->parameters().offset(i);
     std::fill_n(decay.begin() + begin, infos[i].shape.num_elements(), uint8_t{1});
   }
@@ -300,7 +330,10 @@ absl::Status Trainer::SetOptimizer(const OptimizerOptions& options) {
   if (options.decoupled != optimizer_.decoupled) {
     return InvalidArgument("the kind of optimizer cannot change during training");
   }
-  const bool decay_changed = options.decay_vectors != optimizer_.decay_vectors;
+  TANDEM_RETURN_IF_ERROR(CheckNoDecay(options.no_decay));
+  const bool decay_changed = options.decay_vectors != optimizer_.decay_vectors ||
+                             options.no_decay_roles != optimizer_.no_decay_roles ||
+                             options.no_decay != optimizer_.no_decay;
   optimizer_ = options;
   if (decay_changed) FillDecay();
   return absl::OkStatus();

@@ -27,8 +27,12 @@ struct Objective {
 struct OptimizerOptions {
   bool decoupled = true;  // AdamW; false: Adam
   double learning_rate = 1e-3, beta1 = 0.9, beta2 = 0.999, epsilon = 1e-8, weight_decay = 0.01;
-  double max_grad_norm = 0;    // 0: no clipping
-  bool decay_vectors = false;  // weight decay on parameters of fewer than two dimensions
+  double max_grad_norm = 0;  // 0: no clipping
+  // Weight decay applies to every parameter but: those of fewer than two dimensions, unless
+  // decay_vectors; those of these roles; those of these names (exact, or prefixes ending in '*').
+  bool decay_vectors = false;
+  std::vector<ParameterRole> no_decay_roles;
+  std::vector<std::string> no_decay;
   absl::Status Validate() const;
 };
 
@@ -63,7 +67,7 @@ struct StepReport {
 class Trainer {
  public:
   // `frozen`: exact parameter names or prefixes ending in '*'; an entry that matches nothing is an
-  // error. The model must outlive the trainer.
+  // error, as is one of optimizer.no_decay. The model must outlive the trainer.
   static absl::StatusOr<std::unique_ptr<Trainer>> Create(Model* model, Objective objective,
                                                          OptimizerOptions optimizer,
                                                          const std::vector<std::string>& frozen);
@@ -90,6 +94,8 @@ class Trainer {
   int64_t state_bytes() const;
   double last_loss() const { return last_loss_; }
   const std::vector<std::string>& frozen() const { return frozen_; }
+  // Elements that weight decay applies to.
+  int64_t decayed_parameters() const;
   // The accumulated gradient of parameter i (tests and diagnostics).
   std::span<const float> gradient(int i) const;
 
@@ -97,6 +103,8 @@ class Trainer {
   Trainer(Model* model, Objective objective, OptimizerOptions optimizer,
           std::vector<std::string> frozen);
   absl::Status SelectTrainable();
+  absl::Status CheckNoDecay(const std::vector<std::string>& patterns) const;
+  bool Decays(const ParameterInfo& info) const;
   void FillDecay();
 
   Model* model_;
