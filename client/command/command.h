@@ -27,6 +27,8 @@ struct Session {
 
 void AddHealthCommand(CLI::App& app, Session& session);
 void AddModelCommands(CLI::App& app, Session& session);
+void AddAnalyzeCommand(CLI::App& app, Session& session);
+void AddActivationsCommand(CLI::App& app, Session& session);
 void AddInferCommand(CLI::App& app, Session& session);
 void AddTrainCommand(CLI::App& app, Session& session);
 void AddGenerateCommands(CLI::App& app, Session& session);
@@ -44,8 +46,9 @@ void AddApproximateCommands(CLI::App& app, Session& session);
 void PrintJson(const google::protobuf::Message& message);
 // Columns padded to their widest cell; the first row is the heading.
 void PrintTable(const std::vector<std::vector<std::string>>& rows);
-// "1,234,567" and "1.5 MiB".
+// "1,234,567", "1.23 M" and "1.5 MiB".
 std::string WithCommas(int64_t value);
+std::string Quantity(double value);
 std::string Bytes(int64_t bytes);
 std::string ShapeText(const google::protobuf::RepeatedField<int64_t>& dims);
 

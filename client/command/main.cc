@@ -11,6 +11,8 @@ int main(int argc, char** argv) {
   app.add_flag("--json", session.json, "print the responses as JSON, one a line");
   tandem::command::AddHealthCommand(app, session);
   tandem::command::AddModelCommands(app, session);
+  tandem::command::AddAnalyzeCommand(app, session);
+  tandem::command::AddActivationsCommand(app, session);
   tandem::command::AddInferCommand(app, session);
   tandem::command::AddTrainCommand(app, session);
   tandem::command::AddGenerateCommands(app, session);

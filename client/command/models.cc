@@ -1,3 +1,4 @@
+#include <cctype>
 #include <cstdio>
 
 #include "absl/strings/str_format.h"
@@ -65,6 +66,32 @@ absl::Status ShowModel(const Session& session, const absl::StatusOr<v1::Model>& 
   } else {
     PrintModel(*model);
   }
+  return absl::OkStatus();
+}
+
+std::string RoleText(v1::ParameterRole role) {
+  std::string name = v1::ParameterRole_Name(role);
+  constexpr std::string_view kPrefix = "PARAMETER_ROLE_";
+  if (name.rfind(kPrefix, 0) == 0) name = name.substr(kPrefix.size());
+  for (char& c : name) c = static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
+  return name;
+}
+
+absl::Status GetModel(const Session& session, const v1::GetModelRequest& request) {
+  TANDEM_ASSIGN_OR_RETURN(const v1::GetModelResponse response, session.client().GetModel(request));
+  if (!request.parameters()) return ShowModel(session, response.model());
+  if (session.json) {
+    PrintJson(response);
+    return absl::OkStatus();
+  }
+  PrintModel(response.model());
+  std::printf("\n");
+  std::vector<std::vector<std::string>> rows = {{"PARAMETER", "SHAPE", "ROLE", "ELEMENTS"}};
+  for (const v1::Parameter& parameter : response.parameters()) {
+    rows.push_back({parameter.name(), ShapeText(parameter.shape()), RoleText(parameter.role()),
+                    WithCommas(parameter.elements())});
+  }
+  PrintTable(rows);
   return absl::OkStatus();
 }
 
@@ -173,65 +200,6 @@ void AddCreate(CLI::App& models, Session& session) {
   });
 }
 
-absl::Status Analyze(const Session& session, const v1::AnalyzeModelRequest& request) {
-  TANDEM_ASSIGN_OR_RETURN(const v1::AnalyzeModelResponse response,
-                          session.client().AnalyzeModel(request));
-  if (session.json) {
-    PrintJson(response);
-    return absl::OkStatus();
-  }
-  std::vector<std::vector<std::string>> rows = {
-      {"LAYER", "OPERATOR", "OUTPUT", "PARAMETERS", "FLOPS", "BYTES", "RECEPTIVE FIELD", "STRIDE"}};
-  for (const auto& layer : response.layers()) {
-    rows.push_back({layer.name(), layer.op(), ShapeText(layer.output_shape()),
-                    layer.parameters() > 0 ? WithCommas(layer.parameters()) : "",
-                    WithCommas(static_cast<int64_t>(layer.flops())), Bytes(layer.output_bytes()),
-                    layer.receptive_field().empty() ? "" : ShapeText(layer.receptive_field()),
-                    layer.stride().empty() ? "" : ShapeText(layer.stride())});
-  }
-  PrintTable(rows);
-  std::printf("\n");
-  PrintTable({{"parameters", StrCat(WithCommas(response.parameters()), " (",
-                                    WithCommas(response.bias_parameters()), " in biases)")},
-              {"parameter memory", Bytes(response.parameter_bytes())},
-              {"flops", WithCommas(static_cast<int64_t>(response.flops()))},
-              {"activations", Bytes(response.activation_bytes())},
-              {"peak memory, forward", Bytes(response.forward_peak_bytes())}});
-  return absl::OkStatus();
-}
-
-void AddAnalyze(CLI::App& app, Session& session) {
-  auto request = std::make_shared<v1::AnalyzeModelRequest>();
-  auto shapes = std::make_shared<std::vector<std::string>>();
-  CLI::App* analyze = app.add_subcommand(
-      "analyze", "Shapes, parameters, operations, memory and receptive fields, layer by layer");
-  analyze
-      ->add_option_function<std::string>(
-          "model", [request](const std::string& name) { request->set_model(name); }, "the model")
-      ->required();
-  analyze->add_option("--input", *shapes, "NAME=2,3,4: an input's shape (may be repeated)");
-  analyze->callback([&session, request, shapes] {
-    session.Run([&]() -> absl::Status {
-      for (const std::string& text : *shapes) {
-        const size_t equals = text.find('=');
-        if (equals == std::string::npos) {
-          return InvalidArgument("--input '", text, "' is not NAME=2,3,4");
-        }
-        v1::TensorSpec& spec = *request->add_inputs();
-        spec.set_name(text.substr(0, equals));
-        for (const std::string& size : CLI::detail::split(text.substr(equals + 1), ',')) {
-          int64_t dim = 0;
-          if (!CLI::detail::lexical_cast(size, dim)) {
-            return InvalidArgument("--input '", text, "': '", size, "' is no size");
-          }
-          spec.add_shape(dim);
-        }
-      }
-      return Analyze(session, *request);
-    });
-  });
-}
-
 }  // namespace
 
 void AddModelCommands(CLI::App& app, Session& session) {
@@ -252,13 +220,15 @@ void AddModelCommands(CLI::App& app, Session& session) {
     sub->callback([&session, name, call] { session.Run([&] { return call(*name); }); });
     return sub;
   };
-  add("get", "One model, with the hash of its weights", [&session](const std::string& name) {
-    v1::GetModelRequest request;
-    request.set_model(name);
-    absl::StatusOr<v1::GetModelResponse> response = session.client().GetModel(request);
-    if (!response.ok()) return response.status();
-    return ShowModel(session, response->model());
-  });
+  auto parameters = std::make_shared<bool>(false);
+  add("get", "One model, with the hash of its weights",
+      [&session, parameters](const std::string& name) {
+        v1::GetModelRequest request;
+        request.set_model(name);
+        request.set_parameters(*parameters);
+        return GetModel(session, request);
+      })
+      ->add_flag("--parameters", *parameters, "and its parameters, with shapes and roles");
   add("load", "Read a model from the server's repository", [&session](const std::string& name) {
     v1::LoadModelRequest request;
     request.set_model(name);
@@ -289,7 +259,6 @@ void AddModelCommands(CLI::App& app, Session& session) {
         return absl::OkStatus();
       })
       ->add_option("--as", *save_as, "another name in the repository");
-  AddAnalyze(app, session);
 }
 
 }  // namespace tandem::command

@@ -66,6 +66,17 @@ std::string WithCommas(int64_t value) {
   return digits;
 }
 
+std::string Quantity(double value) {
+  if (value < 1000) return absl::StrFormat("%.4g", value);
+  const char* unit = "";
+  for (const char* next : {"k", "M", "G", "T", "P"}) {
+    if (value < 999.5) break;
+    value /= 1000;
+    unit = next;
+  }
+  return absl::StrFormat("%.3g %s", value, unit);
+}
+
 std::string Bytes(int64_t bytes) {
   if (bytes < 1024) return absl::StrFormat("%d B", bytes);
   double value = static_cast<double>(bytes);

@@ -5,6 +5,7 @@
 
 #include "absl/container/flat_hash_map.h"
 #include "engine/graph/builder.h"
+#include "engine/ops/ops.h"
 
 namespace tandem {
 namespace {
@@ -52,9 +53,12 @@ class Copier {
     return map_[v.id];
   }
   void Set(Value v, Value copy) { map_[v.id] = copy; }
-  void Copy(const Node& node) {
+  std::vector<Value> Inputs(const Node& node) {
     std::vector<Value> inputs;
     for (Value v : node.inputs) inputs.push_back(Mapped(v));
+    return inputs;
+  }
+  void Copy(const Node& node, const std::vector<Value>& inputs) {
     builder_.SetScope(node.name);
     const std::vector<Value> outputs =
         builder_.AddMulti(*node.op, inputs, node.attributes, static_cast<int>(node.outputs.size()));
@@ -116,6 +120,13 @@ std::vector<int> Uses(const Graph& graph) {
   return uses;
 }
 
+// (N), or (1, ..., 1, N) of no higher rank than the product (..., N).
+bool IsVector(const TensorType& type, const Shape& product) {
+  const Shape& shape = type.shape;
+  return type.dtype == DType::kF32 && shape.rank() >= 1 && shape.rank() <= product.rank() &&
+         shape[-1] == product[-1] && shape.Count(0, shape.rank() - 1) == 1;
+}
+
 // The node whose product this addition could end with its other input as the bias, else -1.
 int32_t ProductUnderBias(const Graph& graph, const Node& add, const std::vector<int>& uses,
                          Value* bias) {
@@ -126,8 +137,7 @@ int32_t ProductUnderBias(const Graph& graph, const Node& add, const std::vector<
     if (info.kind != ValueKind::kNode || uses[product.id] != 1) continue;
     const Node& node = graph.nodes()[info.index];
     if (node.op->name != "MatMul" || (node.inputs.size() > 2 && node.inputs[2].valid())) continue;
-    const TensorType bias_type{DType::kF32, Shape{info.type.shape[-1]}};
-    if (info.type.dtype != DType::kF32 || graph.type(vector) != bias_type) continue;
+    if (info.type.dtype != DType::kF32 || !IsVector(graph.type(vector), info.type.shape)) continue;
     *bias = vector;
     return info.index;
   }
@@ -155,7 +165,13 @@ absl::StatusOr<Graph> FuseBiases(const Graph& graph) {
   if (!any) return graph;
   Copier copier(graph);
   for (size_t i = 0; i < nodes.size(); ++i) {
-    if (!gone[i]) copier.Copy(nodes[i]);
+    if (gone[i]) continue;
+    std::vector<Value> inputs = copier.Inputs(nodes[i]);
+    Builder& b = copier.builder();
+    if (nodes[i].op->name == "MatMul" && inputs.size() > 2 && b.shape(inputs[2]).rank() > 1) {
+      inputs[2] = ops::Reshape(b, inputs[2], Shape{b.shape(inputs[2]).num_elements()});
+    }
+    copier.Copy(nodes[i], inputs);
   }
   return copier.Finish();
 }

@@ -340,8 +340,9 @@ absl::Status Trainer::SetOptimizer(const OptimizerOptions& options) {
 }
 
 int64_t Trainer::state_bytes() const {
+  const bool partial = partial_gradients_.num_elements() == gradients_.num_elements();
   return gradients_.bytes() + first_moment_.bytes() + second_moment_.bytes() + decay_.bytes() +
-         partial_gradients_.bytes();
+         (partial ? partial_gradients_.bytes() : 0);
 }
 
 std::span<const float> Trainer::gradient(int i) const {

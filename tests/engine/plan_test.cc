@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <cstring>
 #include <random>
 
 #include "engine/exec/memory_plan.h"
@@ -111,6 +112,45 @@ TEST(PlanTest, DeadNodesAreDropped) {
   absl::StatusOr<Graph> simple = Simplify(*graph, CpuBackend());
   ASSERT_TRUE(simple.ok());
   EXPECT_EQ(simple->nodes().size(), 1u);
+}
+
+// a (5, 37) x b (37, 19) + bias, on either side; with `shared` the product is an output too.
+std::unique_ptr<Plan> LinearPlan(const Shape& bias, bool bias_first, bool shared) {
+  Builder b;
+  const Value x = b.Input("x", {DType::kF32, {5, 37}}), w = b.Input("w", {DType::kF32, {37, 19}});
+  const Value v = b.Input("v", {DType::kF32, bias});
+  const Value product = ops::MatMul(b, x, w);
+  b.Output(bias_first ? ops::Add(b, v, product) : ops::Add(b, product, v));
+  if (shared) b.Output(product);
+  absl::StatusOr<Graph> graph = b.Finish();
+  EXPECT_TRUE(graph.ok()) << graph.status();
+  absl::StatusOr<std::unique_ptr<Plan>> plan = Plan::Compile(*std::move(graph), CpuBackend());
+  EXPECT_TRUE(plan.ok()) << plan.status();
+  return *std::move(plan);
+}
+
+TEST(PlanTest, AVectorAddedToAProductBecomesItsBiasWithTheSameBits) {
+  const Tensor x = RandomTensor({5, 37}, 1), w = RandomTensor({37, 19}, 2);
+  for (const Shape& shape : {Shape{19}, Shape{1, 19}}) {
+    const Tensor v = RandomTensor(shape, 3);
+    const Tensor* inputs[] = {&x, &w, &v};
+    const std::unique_ptr<Plan> apart = LinearPlan(shape, false, true);
+    EXPECT_EQ(apart->step_count(), 2) << "another reader of the product keeps it";
+    const absl::StatusOr<std::vector<Tensor>> expected = RunPlan(*apart, inputs);
+    ASSERT_TRUE(expected.ok());
+    for (const bool bias_first : {false, true}) {
+      const std::unique_ptr<Plan> fused = LinearPlan(shape, bias_first, false);
+      EXPECT_EQ(fused->step_count(), 1);
+      const absl::StatusOr<std::vector<Tensor>> out = RunPlan(*fused, inputs);
+      ASSERT_TRUE(out.ok());
+      ASSERT_EQ((*out)[0].shape(), (Shape{5, 19}));
+      EXPECT_EQ(std::memcmp((*out)[0].raw(), (*expected)[0].raw(), (*out)[0].bytes()), 0);
+    }
+  }
+  // Neither a column nor a matrix nor a single number is a bias.
+  for (const Shape& shape : {Shape{5, 1}, Shape{5, 19}, Shape{1}, Shape{1, 1, 19}}) {
+    EXPECT_EQ(LinearPlan(shape, false, false)->step_count(), 2) << shape.ToString();
+  }
 }
 
 TEST(BuilderTest, KeepsTheFirstErrorAndNamesTheOperator) {

@@ -3,7 +3,9 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
+#include <functional>
 #include <limits>
 #include <nlohmann/json.hpp>
 
@@ -201,6 +203,111 @@ TEST(TrainerTest, BadBatchesAreNamedAndChangeNothing) {
          "at most 160");
   EXPECT_EQ((*trainer)->micro_step(), 0);
   EXPECT_EQ((*trainer)->OptimStep().status().code(), absl::StatusCode::kFailedPrecondition);
+}
+
+// The parameters that one step with weight decay leaves other than one without: by name.
+std::vector<std::string> Decayed(bool decoupled, const std::function<void(OptimizerOptions&)>& set,
+                                 int64_t* elements = nullptr) {
+  const Batch batch =
+      TokenBatch({{.tokens = RandomTokens(20, 61, 5), .targets = {}, .weights = {}}});
+  std::unique_ptr<Model> models[2];
+  for (int decay = 0; decay < 2; ++decay) {
+    models[decay] = MakeModel(TinyConfig(DecoderArchitecture::kGpt2));
+    ParameterStore& store = models[decay]->parameters();
+    for (size_t i = 0; i < models[decay]->source().parameters().size(); ++i) {
+      for (float& x : store.values(static_cast<int>(i))) x += 0.5f;  // zeros would hide decay
+    }
+    OptimizerOptions options;
+    options.decoupled = decoupled;
+    options.epsilon = 1;  // else Adam's first step is the gradient's sign, whatever decay adds to it
+    set(options);
+    options.weight_decay = decay == 0 ? 0 : 0.3;
+    auto trainer = Trainer::Create(models[decay].get(), {}, options, {});
+    EXPECT_TRUE(trainer.ok()) << trainer.status();
+    EXPECT_TRUE((*trainer)->ForwardBackward(batch).ok());
+    EXPECT_TRUE((*trainer)->OptimStep().ok());
+    if (elements != nullptr) *elements = (*trainer)->decayed_parameters();
+  }
+  std::vector<std::string> names;
+  for (size_t i = 0; i < models[0]->source().parameters().size(); ++i) {
+    const auto a = models[0]->parameters().values(static_cast<int>(i));
+    const auto b = models[1]->parameters().values(static_cast<int>(i));
+    if (!std::equal(a.begin(), a.end(), b.begin())) {
+      names.push_back(models[0]->source().parameters()[i].name);
+    }
+  }
+  return names;
+}
+
+TEST(TrainerTest, WeightDecayLeavesOutRolesAndNamesOnRequest) {
+  const auto model = MakeModel(TinyConfig(DecoderArchitecture::kGpt2));
+  const auto expected = [&](const std::function<bool(const ParameterInfo&)>& decays,
+                            int64_t* elements) {
+    std::vector<std::string> names;
+    *elements = 0;
+    for (const ParameterInfo& info : model->source().parameters()) {
+      if (!decays(info)) continue;
+      names.push_back(info.name);
+      *elements += info.shape.num_elements();
+    }
+    EXPECT_FALSE(names.empty());
+    return names;
+  };
+  using Role = ParameterRole;
+  int64_t want = 0, got = 0;
+  for (const bool decoupled : {true, false}) {
+    SCOPED_TRACE(decoupled ? "AdamW" : "Adam");
+    // By default matrices alone; embeddings are matrices.
+    auto names = expected([](const auto& p) { return p.shape.rank() > 1; }, &want);
+    EXPECT_EQ(Decayed(
+                  decoupled, [](auto&) {}, &got),
+              names);
+    EXPECT_EQ(got, want);
+    names = expected([](const auto&) { return true; }, &want);
+    EXPECT_EQ(Decayed(
+                  decoupled, [](auto& o) { o.decay_vectors = true; }, &got),
+              names);
+    EXPECT_EQ(got, want);
+    for (const Role role : {Role::kWeight, Role::kBias, Role::kNorm, Role::kEmbedding}) {
+      names = expected([&](const auto& p) { return p.role != role; }, &want);
+      const auto set = [&](OptimizerOptions& o) {
+        o.decay_vectors = true;
+        o.no_decay_roles = {role};
+      };
+      EXPECT_EQ(Decayed(decoupled, set, &got), names) << static_cast<int>(role);
+      EXPECT_EQ(got, want);
+    }
+    const auto by_name = [](OptimizerOptions& o) {
+      o.no_decay = {"transformer.wte.weight", "transformer.h.1*"};
+    };
+    names = expected(
+        [](const auto& p) {
+          return p.shape.rank() > 1 && p.name != "transformer.wte.weight" &&
+                 p.name.rfind("transformer.h.1", 0) != 0;
+        },
+        &want);
+    EXPECT_EQ(Decayed(decoupled, by_name), names);
+  }
+  OptimizerOptions options;
+  options.no_decay = {"absent*"};
+  const absl::Status status =
+      Trainer::Create(MakeModel(TinyConfig(DecoderArchitecture::kGpt2)).get(), {}, options, {})
+          .status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_NE(std::string(status.message()).find("absent*"), std::string::npos) << status;
+}
+
+TEST(TrainerTest, WeightDecayMayChangeDuringTraining) {
+  auto model = MakeModel(TinyConfig(DecoderArchitecture::kGpt2));
+  auto trainer = Trainer::Create(model.get(), {}, {}, {});
+  ASSERT_TRUE(trainer.ok()) << trainer.status();
+  OptimizerOptions options = (*trainer)->optimizer();
+  options.no_decay_roles = {ParameterRole::kWeight, ParameterRole::kEmbedding};
+  ASSERT_TRUE((*trainer)->SetOptimizer(options).ok());
+  EXPECT_EQ((*trainer)->decayed_parameters(), 0);
+  options.no_decay_roles.clear();
+  options.no_decay = {"nothing"};
+  EXPECT_EQ((*trainer)->SetOptimizer(options).code(), absl::StatusCode::kInvalidArgument);
 }
 
 TEST(OptimizerOptionsTest, ValidateNamesTheField) {
