@@ -507,8 +507,8 @@ const cpu::NoiseStream kStream = {.key = Philox::Fold(1, 2), .stream = 3};
 // The bits of 100,001 elements, as they were on the machine that this was written on: another
 // machine, compiler or instruction set gives the same.
 TEST_F(TargetTest, NoiseHasTheSameBitsOnEveryMachine) {
-  constexpr uint64_t kF32[] = {1894351786664331202u, 12439942531088838781u, 5270763746086666296u,
-                               5396899732782604593u, 5079655561363682995u,  7188494150971917150u};
+  constexpr uint64_t kF32[] = {1894351786664331202u, 2087814689549964977u,  13946799675683544422u,
+                               1033516371569163457u, 15201225386771619191u, 17415248899768688497u};
   constexpr uint64_t kF64[] = {10804462105781973613u, 5254986172040157030u, 15926224538857016597u,
                                15941893562720883328u, 7588733563450947959u, 6370227467085360512u};
   for (const int64_t target : Targets()) {
@@ -532,7 +532,7 @@ TEST_F(TargetTest, GammaDrawsHaveTheSameBitsOnEveryMachine) {
   for (size_t i = 0; i < x.size(); ++i) {
     x[i] = cpu::DrawLogGamma(0.01 * static_cast<double>(1 + i % 1000), kStream, i);
   }
-  EXPECT_EQ(Hash(x.data(), x.size() * sizeof(double)), uint64_t{0});
+  EXPECT_EQ(Hash(x.data(), x.size() * sizeof(double)), 11539091942846005643u);
 }
 
 // Wherever multiplications and additions are fused, that is on all but the oldest.
