@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "engine/exec/model_analysis.h"
+#include "engine/nn/activations.h"
 #include "server/model_store.h"
 #include "tandem/v1/models.pb.h"
 
@@ -25,6 +26,17 @@ void ToProto(const MeasuredField& field, v1::AnalyzeModelResponse::Verification*
 v1::ParameterRole ToProto(ParameterRole role);
 absl::StatusOr<ParameterRole> FromProto(v1::ParameterRole role, std::string_view what);
 void ToProto(const ParameterInfo& info, v1::Parameter* out);
+
+// The activations that the request names, with parameters; checks everything in it but their
+// ranges.
+struct ActivationRequest {
+  std::vector<const Activation*> activations;
+  std::vector<std::vector<double>> parameters;  // of each
+  std::vector<float> x;
+};
+absl::StatusOr<ActivationRequest> FromProto(const v1::ListActivationsRequest& request);
+// Runs them; compute thread.
+absl::Status Fill(const ActivationRequest& request, v1::ListActivationsResponse* response);
 
 // Compute thread only, as it reads what is the compute thread's.
 void ToProto(const ModelEntry& entry, bool with_hash, v1::Model* out);

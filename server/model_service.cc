@@ -114,6 +114,14 @@ class ModelService final : public v1::ModelService::CallbackService {
     });
   }
 
+  Reactor* ListActivations(Context* context, const v1::ListActivationsRequest* request,
+                           v1::ListActivationsResponse* response) override {
+    return StartCall(list_activations_, context, Place::kServing, [=]() -> absl::StatusOr<Work> {
+      TANDEM_ASSIGN_OR_RETURN(ActivationRequest activations, FromProto(*request));
+      return [=, activations = std::move(activations)] { return Fill(activations, response); };
+    });
+  }
+
  private:
   // The two below run on the loader's thread.
 
@@ -151,7 +159,7 @@ class ModelService final : public v1::ModelService::CallbackService {
   const Method list_models_{deps_, "ListModels"}, get_model_{deps_, "GetModel"},
       create_model_{deps_, "CreateModel"}, load_model_{deps_, "LoadModel"},
       unload_model_{deps_, "UnloadModel"}, save_model_{deps_, "SaveModel"},
-      analyze_model_{deps_, "AnalyzeModel"};
+      analyze_model_{deps_, "AnalyzeModel"}, list_activations_{deps_, "ListActivations"};
 };
 
 }  // namespace
