@@ -53,6 +53,8 @@ struct Kernel {
   // The planner may give output 0 the memory of any input of equal byte size when this is true:
   // element i of the output depends on element i of the inputs alone.
   bool in_place = false;
+  // An output but the first that nobody reads comes as a null pointer, and takes no memory.
+  bool skips_unused_outputs = false;
 };
 
 class Backend {

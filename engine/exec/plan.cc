@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "absl/container/flat_hash_map.h"
+#include "absl/container/flat_hash_set.h"
 #include "absl/strings/str_format.h"
 #include "engine/exec/memory_plan.h"
 #include "engine/exec/passes.h"
@@ -22,6 +23,7 @@ class PlanCompiler {
   absl::Status Compile() {
     FindRoots();
     TANDEM_RETURN_IF_ERROR(BindKernels());
+    FindReads();
     FindLifetimes();
     ShareInPlace();
     Place();
@@ -85,6 +87,21 @@ class PlanCompiler {
     return absl::OkStatus();
   }
 
+  // Whether an output of a kernel that can do without it has no reader.
+  bool Skipped(size_t step, Value v) const {
+    return kernels_[step]->skips_unused_outputs && v != nodes_[step]->outputs[0] && !read_[v.id];
+  }
+
+  void FindReads() {
+    read_.assign(graph_.value_count(), false);
+    for (const Node& node : graph_.nodes()) {
+      for (Value v : node.inputs) {
+        if (v.valid()) read_[v.id] = true;
+      }
+    }
+    for (Value v : graph_.outputs()) read_[v.id] = true;
+  }
+
   void FindLifetimes() {
     first_.assign(graph_.value_count(), 0);
     last_.assign(graph_.value_count(), -1);
@@ -127,8 +144,14 @@ class PlanCompiler {
   void Place() {
     std::vector<MemoryBlock> blocks;
     absl::flat_hash_map<int32_t, size_t> block_of;
+    absl::flat_hash_set<int32_t> skipped;
+    for (size_t step = 0; step < nodes_.size(); ++step) {
+      for (Value v : nodes_[step]->outputs) {
+        if (Skipped(step, v)) skipped.insert(v.id);
+      }
+    }
     for (int32_t id = 0; id < graph_.value_count(); ++id) {
-      if (Root(id) != id || !InArena(id)) continue;
+      if (Root(id) != id || !InArena(id) || skipped.contains(id)) continue;
       block_of[id] = blocks.size();
       blocks.push_back({.bytes = graph_.type(Value{id}).bytes(),
                         .first = first_[id],
@@ -165,7 +188,9 @@ class PlanCompiler {
     for (size_t step = 0; step < nodes_.size(); ++step) {
       Plan::Step& target = plan_.steps_[step];
       for (Value v : nodes_[step]->inputs) target.inputs.push_back(locate(v));
-      for (Value v : nodes_[step]->outputs) target.outputs.push_back(locate(v));
+      for (Value v : nodes_[step]->outputs) {
+        target.outputs.push_back(locate(skipped.contains(v.id) ? Value{} : v));
+      }
       target.scratch_offset = blocks[scratch_begin + step].offset;
       most_inputs = std::max(most_inputs, target.inputs.size());
       most_outputs = std::max(most_outputs, target.outputs.size());
@@ -184,6 +209,7 @@ class PlanCompiler {
   const Graph& graph_;
   const Backend& backend_;
   std::vector<int32_t> root_, output_of_, first_, last_;
+  std::vector<bool> read_;          // whether a node or an output of the graph reads the value
   std::vector<const Node*> nodes_;  // of each step
   std::vector<const Kernel*> kernels_;
 };

@@ -126,24 +126,9 @@ Outputs ConvTranspose(NodeContext& c) {
   }
   TANDEM_ASSIGN_OR_RETURN(const std::vector<int64_t> whole, TransposedExtents(x, window));
   TANDEM_ASSIGN_OR_RETURN(const Cut cut, TransposedPadding(c, window, whole, output_padding));
-  Shape y_shape{x[0], weight[1] * groups};
-  std::vector<int64_t> before(2, 0), after(2, 0);
-  for (int i = 0; i < spatial; ++i) {
-    window.pads_begin[i] = std::max<int64_t>(0, cut.begin[i]);
-    window.pads_end[i] = std::max<int64_t>(0, cut.end[i]);
-    before.push_back(std::max<int64_t>(0, -cut.begin[i]));
-    after.push_back(std::max<int64_t>(0, -cut.end[i]));
-    y_shape.push_back(whole[i] - window.pads_begin[i] - window.pads_end[i]);
-    if (y_shape[-1] < 1) return InvalidArgument("the padding leaves nothing of dimension ", i + 2);
-  }
-  Value y = ops::ConvInputGrad(c.b, c.In(0), c.In(1), y_shape, OptionsOf(window, groups));
-  const auto positive = [](int64_t n) { return n > 0; };
-  if (std::any_of(before.begin(), before.end(), positive) ||
-      std::any_of(after.begin(), after.end(), positive)) {
-    y = ops::Pad(c.b, y, before, after);
-  }
-  if (c.Has(2)) y = ops::Add(c.b, y, compose::AsChannels(c.b, c.In(2), spatial));
-  return One(y);
+  window.pads_begin = cut.begin;
+  window.pads_end = cut.end;
+  return One(ops::ConvTranspose(c.b, c.In(0), c.In(1), c.In(2), OptionsOf(window, groups)));
 }
 
 ops::PoolOptions PoolOptionsOf(NodeContext& c, const OnnxWindow& window) {
@@ -206,7 +191,7 @@ Outputs MaxUnpool(NodeContext& c) {
   const Value local = ops::Sub(c.b, c.In(1), PlaneOffsets(c.b, shape));
   const Value last = c.Scalar(static_cast<double>(shape.Count(2, shape.rank()) - 1), DType::kI64);
   const Value inside = ops::Min(c.b, ops::Max(c.b, local, c.Scalar(0, DType::kI64)), last);
-  return One(ops::MaxPoolGrad(c.b, c.In(0), inside, shape));
+  return One(ops::MaxUnpool(c.b, c.In(0), inside, shape));
 }
 
 Outputs AveragePool(NodeContext& c) {

@@ -299,8 +299,7 @@ Outputs DepthToSpace(NodeContext& c) {
     y = ops::Reshape(c.b, c.In(0), {x[0], r, r, depth, x[2], x[3]});
     y = ops::Transpose(c.b, y, {0, 3, 4, 1, 5, 2});
   } else if (mode == "CRD") {
-    y = ops::Reshape(c.b, c.In(0), {x[0], depth, r, r, x[2], x[3]});
-    y = ops::Transpose(c.b, y, {0, 1, 4, 2, 5, 3});
+    return One(ops::PixelShuffle(c.b, c.In(0), r));
   } else {
     return InvalidArgument("attribute mode='", mode, "' is neither DCR nor CRD");
   }

@@ -55,17 +55,27 @@ const std::vector<int64_t>& Attributes::Ints(std::string_view name) const {
   return Get<std::vector<int64_t>>(Find(name), name);
 }
 
+const std::vector<double>& Attributes::Floats(std::string_view name) const {
+  return Get<std::vector<double>>(Find(name), name);
+}
+
 std::string Attributes::ToString() const {
-  return absl::StrJoin(items_, " ", [](std::string* out, const auto& item) {
+  // All digits: a key must tell two numbers apart.
+  const auto append = [](std::string* out, double d) {
+    char text[32];
+    std::snprintf(text, sizeof(text), "%.17g", d);
+    absl::StrAppend(out, text);
+  };
+  return absl::StrJoin(items_, " ", [&](std::string* out, const auto& item) {
     absl::StrAppend(out, item.first, "=");
     if (const auto* ints = std::get_if<std::vector<int64_t>>(&item.second)) {
       absl::StrAppend(out, "[", absl::StrJoin(*ints, ","), "]");
     } else if (const auto* i = std::get_if<int64_t>(&item.second)) {
       absl::StrAppend(out, *i);
     } else if (const auto* d = std::get_if<double>(&item.second)) {
-      char text[32];
-      std::snprintf(text, sizeof(text), "%.17g", *d);
-      absl::StrAppend(out, text);
+      append(out, *d);
+    } else if (const auto* floats = std::get_if<std::vector<double>>(&item.second)) {
+      absl::StrAppend(out, "[", absl::StrJoin(*floats, ",", append), "]");
     } else {
       absl::StrAppend(out, std::get<std::string>(item.second));
     }

@@ -11,7 +11,8 @@ namespace tandem {
 
 class Attributes {
  public:
-  using Value = std::variant<int64_t, double, std::string, std::vector<int64_t>>;
+  using Value =
+      std::variant<int64_t, double, std::string, std::vector<int64_t>, std::vector<double>>;
 
   Attributes() = default;
   Attributes(std::initializer_list<std::pair<std::string_view, Value>> items) {
@@ -27,6 +28,7 @@ class Attributes {
   double Float(std::string_view name, double otherwise) const;
   const std::string& String(std::string_view name) const;
   const std::vector<int64_t>& Ints(std::string_view name) const;
+  const std::vector<double>& Floats(std::string_view name) const;
   bool Has(std::string_view name) const { return Find(name) != nullptr; }
 
   bool operator==(const Attributes&) const = default;

@@ -2,6 +2,8 @@
 //
 // With the padding, y[n,o,p] = bias[o] + sum over i, k of x[n,i, p stride - pad + k dilation]
 // w[o,i,k] is bilinear in x and w, so that the three operators are one another's gradients.
+#include <algorithm>
+
 #include "engine/ops/definitions.h"
 #include "engine/ops/inference.h"
 #include "engine/ops/window.h"
@@ -212,6 +214,81 @@ Value ConvInputGrad(Builder& b, Value dy, Value weight, const Shape& x_shape,
   Attributes attributes = ConvAttributes(options);
   attributes.Set("x_shape", DimsOf(x_shape));
   return b.Add(kConvInputGrad, {dy, weight}, std::move(attributes));
+}
+
+namespace {
+
+// What is wrong with a transposed convolution's numbers; afterwards none of its sizes can overflow.
+absl::Status CheckTransposed(const Shape& x, const Shape& weight, const ConvOptions& options,
+                             const std::vector<int64_t>& output_padding) {
+  if ((x.rank() != 3 && x.rank() != 4) || weight.rank() != x.rank()) {
+    return InvalidArgument("x ", x.ToString(), " and weight ", weight.ToString(),
+                           ": expected equal ranks of 3 or 4");
+  }
+  const size_t spatial = x.rank() - 2;
+  for (const auto* list : {&options.strides, &options.dilations, &options.pads_begin,
+                           &options.pads_end, &output_padding}) {
+    const bool positive = list == &options.strides || list == &options.dilations;
+    const int64_t low = positive ? 1 : list == &output_padding ? 0 : -kMaxExtent;
+    if (list->size() != spatial) {
+      return InvalidArgument("a list of ", list->size(), " strides, dilations or paddings for ",
+                             spatial, " spatial dimensions");
+    }
+    for (int64_t value : *list) {
+      if (value < low || value > kMaxExtent) {
+        return InvalidArgument("stride, dilation or padding ", value, " is outside [", low, ", ",
+                               kMaxExtent, "]");
+      }
+    }
+  }
+  for (int i = 2; i < x.rank(); ++i) {
+    if (x[i] < 1 || x[i] > kMaxExtent || weight[i] < 1 || weight[i] > kMaxExtent) {
+      return InvalidArgument("x ", x.ToString(), " and weight ", weight.ToString(), ": dimension ",
+                             i, " is outside [1, ", kMaxExtent, "]");
+    }
+  }
+  if (options.groups < 1 || options.groups > x[1]) {
+    return InvalidArgument("groups is ", options.groups, " for ", x[1], " channels");
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+Value ConvTranspose(Builder& b, Value x, Value weight, Value bias, const ConvOptions& options,
+                    const std::vector<int64_t>& output_padding) {
+  if (!b.ok()) return {};
+  const Shape in = b.shape(x), w = b.shape(weight);
+  const int spatial = in.rank() - 2;
+  std::vector<int64_t> more = output_padding;
+  if (more.empty()) more.assign(std::max(0, spatial), 0);
+  const absl::Status status = CheckTransposed(in, w, options, more);
+  if (!status.ok()) return b.Fail(Annotate(status, "[ConvTranspose]"));
+  ConvOptions forward = options;
+  Shape out{in[0], w[1] * options.groups};
+  std::vector<int64_t> before(2, 0), after(2, 0);
+  bool pad = false;
+  for (int i = 0; i < spatial; ++i) {
+    // Output padding is what less padding at the end would leave; past zero, it is zeros.
+    const int64_t end = options.pads_end[i] - more[i];
+    forward.pads_begin[i] = std::max<int64_t>(0, options.pads_begin[i]);
+    forward.pads_end[i] = std::max<int64_t>(0, end);
+    before.push_back(std::max<int64_t>(0, -options.pads_begin[i]));
+    after.push_back(std::max<int64_t>(0, -end));
+    pad = pad || before.back() > 0 || after.back() > 0;
+    out.push_back(options.strides[i] * (in[i + 2] - 1) + (w[i + 2] - 1) * options.dilations[i] + 1 -
+                  forward.pads_begin[i] - forward.pads_end[i]);
+    if (out[-1] < 1) {
+      return b.Fail(
+          InvalidArgument("[ConvTranspose] the padding leaves nothing of dimension ", i + 2));
+    }
+  }
+  Value y = ConvInputGrad(b, x, weight, out, forward);
+  if (pad) y = Pad(b, y, before, after);
+  if (!bias.valid() || !b.ok()) return y;
+  Shape channels{out[1]};
+  for (int i = 0; i < spatial; ++i) channels.push_back(1);
+  return Add(b, y, Reshape(b, bias, channels));
 }
 
 Value ConvWeightGrad(Builder& b, Value dy, Value x, const Shape& weight_shape,

@@ -22,6 +22,7 @@
   OP(Conv)                  \
   OP(ConvInputGrad)         \
   OP(ConvWeightGrad) OP(MaxPool) OP(MaxPoolGrad) OP(AveragePool) OP(AveragePoolGrad)
+#define TANDEM_RESIZE_OPS(OP) OP(Resize) OP(ResizeGrad)
 #define TANDEM_NORMALIZATION_OPS(OP) \
   OP(Softmax)                        \
   OP(SoftmaxGrad)                    \
@@ -35,8 +36,9 @@
   TANDEM_ELEMENTWISE_OPS(OP)                                                                  \
   TANDEM_RANDOM_OPS(OP)                                                                       \
   TANDEM_REDUCE_OPS(OP)                                                                       \
-  TANDEM_SHAPE_OPS(OP) TANDEM_LINEAR_OPS(OP) TANDEM_CONV_OPS(OP) TANDEM_NORMALIZATION_OPS(OP) \
-      TANDEM_LOSS_OPS(OP) TANDEM_SEQUENCE_OPS(OP) TANDEM_OPTIMIZER_OPS(OP)
+  TANDEM_SHAPE_OPS(OP) TANDEM_LINEAR_OPS(OP) TANDEM_CONV_OPS(OP) TANDEM_RESIZE_OPS(OP)        \
+      TANDEM_NORMALIZATION_OPS(OP) TANDEM_LOSS_OPS(OP) TANDEM_SEQUENCE_OPS(OP)                \
+          TANDEM_OPTIMIZER_OPS(OP)
 #define TANDEM_ALL_OPS(OP) TANDEM_KERNEL_OPS(OP) TANDEM_LOWERED_OPS(OP)
 
 namespace tandem::ops {

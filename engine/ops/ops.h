@@ -8,6 +8,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 #include <vector>
 
 #include "engine/graph/builder.h"
@@ -126,17 +127,59 @@ Value ConvInputGrad(Builder& b, Value dy, Value weight, const Shape& x_shape,
                     const ConvOptions& options);
 Value ConvWeightGrad(Builder& b, Value dy, Value x, const Shape& weight_shape,
                      const ConvOptions& options);
+// The transposed convolution: each spatial dimension becomes stride (size - 1) + (kernel - 1)
+// dilation + 1 - pads + output_padding (empty: 0). weight (I, O / groups, kernel...), bias (O)
+// optional; pads may be negative, which puts zeros around. Composed.
+Value ConvTranspose(Builder& b, Value x, Value weight, Value bias, const ConvOptions& options,
+                    const std::vector<int64_t>& output_padding = {});
 struct PoolOptions {
   std::vector<int64_t> kernel, strides, pads_begin, pads_end, dilations;
   bool ceil_mode = false;
   bool count_include_pad = false;  // average only
 };
-// -> {y, indices}: i64 position of each maximum within its (H, W) plane.
+// -> {y, indices}: i64 position of each maximum within its (H, W) plane. The first of equals in
+// row-major order; a NaN is larger than any number; padding never wins.
 std::vector<Value> MaxPool(Builder& b, Value x, const PoolOptions& options);
-// Adds dy at `indices` of planes of x_shape: the gradient of MaxPool, and max-unpooling.
+// Adds dy at `indices` of planes of x_shape, zero elsewhere: the gradient of MaxPool. Indices
+// outside a plane are moved to its nearest place.
 Value MaxPoolGrad(Builder& b, Value dy, Value indices, const Shape& x_shape);
+// MaxPool's partial inverse: x at the indices that MaxPool gave, in planes of `shape`, zero
+// elsewhere. Where windows overlapped, what comes to one place is added up. Composed.
+Value MaxUnpool(Builder& b, Value x, Value indices, const Shape& shape);
 Value AveragePool(Builder& b, Value x, const PoolOptions& options);
 Value AveragePoolGrad(Builder& b, Value dy, const Shape& x_shape, const PoolOptions& options);
+
+// --- resize.cc: resampling along chosen dimensions -----------------------------------------------
+// As ONNX's Resize (opset 19), whose names the strings are, and PyTorch's interpolate:
+//   mode         nearest, linear or cubic (Keys 1981 with cubic_a)
+//   coordinates  half_pixel, half_pixel_symmetric, pytorch_half_pixel, align_corners, asymmetric or
+//                tf_crop_and_resize (what lies outside the input is its edge)
+//   nearest      round_prefer_floor, round_prefer_ceil, floor or ceil
+//   antialias    stretches the filter when scaling down
+//   exclude_outside  taps outside the input weigh nothing instead of repeating the edge
+// PyTorch: align_corners=False is half_pixel, nearest is asymmetric with floor, nearest-exact
+// half_pixel with round_prefer_ceil; antialias=True is antialias with exclude_outside, and cubic_a
+// = -0.5 instead of -0.75.
+struct ResizeAxis {
+  int64_t axis = 0;  // negative from the end
+  int64_t size = 0;  // the output's
+  double scale = 0;  // output / input; 0: from the sizes
+  double roi_start = 0, roi_end = 1;  // tf_crop_and_resize only, in units of the input
+};
+struct ResizeOptions {
+  std::vector<ResizeAxis> axes;
+  std::string mode = "nearest", coordinates = "half_pixel", nearest = "round_prefer_floor";
+  double cubic_a = -0.75;
+  bool antialias = false, exclude_outside = false;
+};
+// nearest takes any dtype.
+Value Resize(Builder& b, Value x, const ResizeOptions& options);
+// Its adjoint, dx of x_shape.
+Value ResizeGrad(Builder& b, Value dy, const Shape& x_shape, const ResizeOptions& options);
+// Shi et al. 2016: (N, C r^2, H, W) -> (N, C, H r, W r), y[n, c, h r + i, w r + j] =
+// x[n, c r^2 + i r + j, h, w]; and back. Composed.
+Value PixelShuffle(Builder& b, Value x, int64_t factor);
+Value PixelUnshuffle(Builder& b, Value x, int64_t factor);
 
 // --- normalization.cc: over the last dimension ---------------------------------------------------
 Value Softmax(Builder& b, Value x);

@@ -189,6 +189,10 @@ Value MaxPoolGrad(Builder& b, Value dy, Value indices, const Shape& x_shape) {
   return b.Add(kMaxPoolGrad, {dy, indices}, {{"x_shape", DimsOf(x_shape)}});
 }
 
+Value MaxUnpool(Builder& b, Value x, Value indices, const Shape& shape) {
+  return MaxPoolGrad(b, x, indices, shape);
+}
+
 Value AveragePool(Builder& b, Value x, const PoolOptions& options) {
   return b.Add(kAveragePool, {x}, PoolAttributes(options));
 }

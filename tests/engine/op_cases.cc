@@ -91,8 +91,9 @@ const std::vector<OpCase>& AllCases() {
   static const auto* const cases = [] {
     auto* all = new std::vector<OpCase>;
     for (const auto& family :
-         {ElementwiseCases(), BroadcastCases(), RandomCases(), ReduceCases(), ShapeCases(), LinearCases(),
-          NormalizationCases(), LossCases(), SequenceCases(), OptimizerCases()}) {
+         {ElementwiseCases(), BroadcastCases(), RandomCases(), ReduceCases(), ShapeCases(),
+          LinearCases(), SpatialCases(), ResizeCases(), NormalizationCases(), LossCases(),
+          SequenceCases(), OptimizerCases()}) {
       all->insert(all->end(), family.begin(), family.end());
     }
     return all;

@@ -85,6 +85,8 @@ std::vector<OpCase> RandomCases();
 std::vector<OpCase> ReduceCases();
 std::vector<OpCase> ShapeCases();
 std::vector<OpCase> LinearCases();
+std::vector<OpCase> SpatialCases();
+std::vector<OpCase> ResizeCases();
 std::vector<OpCase> NormalizationCases();
 std::vector<OpCase> LossCases();
 std::vector<OpCase> SequenceCases();

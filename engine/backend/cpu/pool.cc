@@ -41,7 +41,8 @@ absl::StatusOr<Pool2dParams> ReadPool(const KernelSpec& spec, const Shape& x_sha
                       .pad_top = h.pad_begin,
                       .pad_left = w.pad_begin,
                       .pad_bottom = h.pad_end,
-                      .pad_right = w.pad_end};
+                      .pad_right = w.pad_end,
+                      .slots = ThreadCount()};
 }
 
 // One plane, window by window; the first of equals wins and a NaN is larger than any number.
@@ -81,25 +82,20 @@ BoundKernel MaxPoolOf(const Pool2dParams& params) {
   }};
 }
 
-BoundKernel MaxPoolOfFloats(const Pool2dParams& params, int64_t count) {
+BoundKernel MaxPoolOfFloats(const Pool2dParams& params) {
   return {.run =
-              [params, count](const KernelArgs& args) {
-                auto* wide = args.out<int64_t>(1);
-                auto* narrow = wide == nullptr ? nullptr : static_cast<int32_t*>(args.scratch);
-                MaxPool2d(params, args.in<float>(0), args.out<float>(), narrow);
-                if (wide == nullptr) return;
-                ParallelFor(count, 16384, [&](int64_t begin, int64_t end) {
-                  std::copy(narrow + begin, narrow + end, wide + begin);
-                });
+              [params](const KernelArgs& args) {
+                MaxPool2d(params, args.in<float>(0), args.out<float>(), args.out<int64_t>(1),
+                          args.scratch);
               },
-          .scratch_bytes = count * SizeOf(DType::kI32)};
+          .scratch_bytes = MaxPool2dScratchBytes(params)};
 }
 
 absl::StatusOr<BoundKernel> BindMaxPool(const KernelSpec& spec) {
   TANDEM_ASSIGN_OR_RETURN(const Pool2dParams params, ReadPool(spec, spec.in(0), spec.out()));
   switch (spec.dtype()) {
     case DType::kF32:
-      return MaxPoolOfFloats(params, spec.out().num_elements());
+      return MaxPoolOfFloats(params);
     case DType::kF64:
       return MaxPoolOf<double>(params);
     case DType::kI8:
@@ -121,18 +117,7 @@ absl::StatusOr<BoundKernel> BindMaxPoolGrad(const KernelSpec& spec) {
   const int64_t planes = x[0] * x[1];
   const int64_t in = dy.Count(2, dy.rank()), out = x.Count(2, x.rank());
   return BoundKernel{.run = [planes, in, out](const KernelArgs& args) {
-    ParallelFor(planes, 16384 / (in + out + 1), [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) {
-        const float* cotangent = args.in<float>(0) + i * in;
-        const int64_t* index = args.in<int64_t>(1) + i * in;
-        float* dx = args.out<float>() + i * out;
-        std::fill(dx, dx + out, 0.0f);
-        for (int64_t k = 0; k < in; ++k) {
-          // As Gather, which is this operator's adjoint: the nearest place inside.
-          dx[std::clamp<int64_t>(index[k], 0, out - 1)] += cotangent[k];
-        }
-      }
-    });
+    MaxPool2dBackward(planes, out, in, args.in<float>(0), args.in<int64_t>(1), args.out<float>());
   }};
 }
 
@@ -156,7 +141,7 @@ absl::StatusOr<BoundKernel> BindAveragePoolGrad(const KernelSpec& spec) {
 
 }  // namespace
 
-constinit const Kernel kMaxPoolKernel = {.bind = BindMaxPool};
+constinit const Kernel kMaxPoolKernel = {.bind = BindMaxPool, .skips_unused_outputs = true};
 constinit const Kernel kMaxPoolGradKernel = {.bind = BindMaxPoolGrad};
 constinit const Kernel kAveragePoolKernel = {.bind = BindAveragePool};
 constinit const Kernel kAveragePoolGradKernel = {.bind = BindAveragePoolGrad};

@@ -1,14 +1,17 @@
 #include "engine/backend/cpu/kernels/pooling.h"
 
 #include <algorithm>
+#include <atomic>
 #include <limits>
 
+#include "engine/backend/cpu/kernels/sliding_maximum.h"
 #include "engine/base/threads.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "engine/backend/cpu/kernels/pooling.cc"
 #include "hwy/foreach_target.h"
 // After foreach_target.h, which includes this file once per instruction set.
+#include "engine/backend/cpu/kernels/places-inl.h"
 #include "engine/backend/cpu/kernels/vector_math-inl.h"
 
 // Index arithmetic, the same for every instruction set: included once.
@@ -75,14 +78,22 @@ struct PoolAxes {
   PoolAxis h, w;
 };
 
+// One plane of MaxPool2dBackward.
+struct Scatter {
+  int64_t in, out;
+  const float* dy;
+  const int64_t* index;
+  float* dx;
+};
+// Elements of dy that one thread takes at a time; how sums are grouped depends on it.
+inline constexpr int64_t kScatterChunk = 65536;
+
 }  // namespace tandem::cpu
 #endif
 
 HWY_BEFORE_NAMESPACE();
 namespace tandem::cpu {
 namespace HWY_NAMESPACE {
-
-using I32 = hn::RebindToSigned<F32>;
 
 // Lanes [begin, end) of x[start], x[start + stride] ...: elements of a plane of `size`, of which
 // the other lanes may lie outside; those are anything.
@@ -125,13 +136,13 @@ HWY_INLINE void ForEachTap(F32 d, const PoolAxes& axes, const float* x, int64_t 
   }
 }
 
-// Where v takes the place of the maximum m: the first of equals stays, a NaN always wins.
-HWY_INLINE auto Replaces(VecF32 v, VecF32 m) { return hn::Or(hn::Gt(v, m), hn::IsNaN(v)); }
+// Where v takes the place of the maximum m: it is larger, or the first NaN.
+HWY_INLINE auto Replaces(VecF32 v, VecF32 m) { return hn::AndNot(hn::Le(v, m), hn::Eq(m, m)); }
 
 // Windows of 2 by 2, two apart, without padding: as many outputs as can be done without reading
 // past `available` elements from the second row's first. The same choices as tap by tap.
 HWY_INLINE size_t MaxPool2x2(const float* x, size_t in_w, size_t available, int32_t place, float* y,
-                             int32_t* index, size_t n) {
+                             int64_t* index, size_t n) {
   const F32 d;
   const I32 di;
   const size_t lanes = hn::Lanes(d);
@@ -157,12 +168,12 @@ HWY_INLINE size_t MaxPool2x2(const float* x, size_t in_w, size_t available, int3
     auto where = hn::IfThenElse(hn::RebindMask(di, take_b), hn::Add(at, one), at);
     where = hn::IfThenElse(hn::RebindMask(di, take_c), below, where);
     where = hn::IfThenElse(hn::RebindMask(di, take_e), hn::Add(below, one), where);
-    Store(where, di, index + i, part);
+    StorePlaces(where, index + i, part);
   });
   return done;
 }
 
-void MaxPoolPlane(const PoolAxes& axes, const float* x, float* y, int32_t* index) {
+void MaxPoolPlane(const PoolAxes& axes, const float* x, float* y, int64_t* index) {
   const F32 d;
   const I32 di;
   const PoolAxis &h = axes.h, &w = axes.w;
@@ -191,9 +202,64 @@ void MaxPoolPlane(const PoolAxes& axes, const float* x, float* y, int32_t* index
                        place = hn::IfThenElse(hn::RebindMask(di, change), here, place);
                      });
           Store(max, d, y + first, part);
-          if (index != nullptr) Store(place, di, index + first, part);
+          if (index != nullptr) StorePlaces(place, index + first, part);
         });
   }
+}
+
+// Along one dimension the places of maxima never fall. Then chunk c of dy adds to a stretch of dx
+// that no other chunk adds to: from its first place to the next chunk's. What earlier chunks have
+// for its first place it adds itself; what it has for the next chunk's it leaves. False, and dx is
+// anything, where the places do fall or leave the plane.
+bool ScatterRising(const Scatter& s, int64_t c, int64_t chunks) {
+  const hn::ScalableTag<int64_t> d;
+  const int64_t begin = c * kScatterChunk, end = std::min(s.out, begin + kScatterChunk);
+  if (s.out == 0) {
+    std::fill(s.dx, s.dx + s.in, 0.0f);
+    return true;
+  }
+  const int64_t low = c == 0 ? 0 : s.index[begin];
+  const bool last = c + 1 == chunks;
+  const int64_t high = last ? s.in : s.index[end];
+  if (s.index[begin] < 0 || low > high || high > s.in || s.index[end - 1] > high ||
+      s.index[end - 1] >= s.in) {
+    return false;
+  }
+  std::fill(s.dx + low, s.dx + high, 0.0f);
+  if (c > 0 && low < high) {
+    int64_t before = begin;
+    while (before > 0 && s.index[before - 1] == low) --before;
+    float sum = 0.0f;
+    for (; before < begin; ++before) sum += s.dy[before];
+    s.dx[low] = sum;
+  }
+  constexpr int64_t kBlock = 8;
+  int64_t k = begin;
+  for (; k + kBlock < end; k += kBlock) {
+    const int64_t* at = s.index + k;
+    auto falls = hn::Gt(hn::LoadU(d, at), hn::LoadU(d, at + 1));
+    for (size_t i = hn::Lanes(d); i < kBlock; i += hn::Lanes(d)) {
+      falls = hn::Or(falls, hn::Gt(hn::LoadU(d, at + i), hn::LoadU(d, at + i + 1)));
+    }
+    if (!hn::AllFalse(d, falls)) return false;
+    const float* dy = s.dy + k;
+    if (at[0] == at[kBlock - 1]) {
+      if (at[0] == high) continue;
+      s.dx[at[0]] += ((dy[0] + dy[1]) + (dy[2] + dy[3])) + ((dy[4] + dy[5]) + (dy[6] + dy[7]));
+      continue;
+    }
+    // at[7] may be `high`; at[0..6] may be too, then at[7] is.
+    if (at[kBlock - 1] < high) {
+      for (int64_t i = 0; i < kBlock; ++i) s.dx[at[i]] += dy[i];
+    } else {
+      for (int64_t i = 0; i < kBlock && at[i] < high; ++i) s.dx[at[i]] += dy[i];
+    }
+  }
+  for (; k < end; ++k) {
+    if (k + 1 < end && s.index[k] > s.index[k + 1]) return false;
+    if (s.index[k] < high) s.dx[s.index[k]] += s.dy[k];
+  }
+  return true;
 }
 
 // One output's sum, for windows wider than the output row (global pooling). dilation 1.
@@ -335,6 +401,7 @@ HWY_AFTER_NAMESPACE();
 namespace tandem::cpu {
 
 HWY_EXPORT(MaxPoolPlane);
+HWY_EXPORT(ScatterRising);
 HWY_EXPORT(AveragePoolPlane);
 HWY_EXPORT(AveragePoolBackwardPlane);
 
@@ -348,11 +415,27 @@ void ForEachPlane(const Pool2dParams& p, int64_t visits, Plane plane) {
   });
 }
 
+// Plane by plane, element after element.
+void ScatterAnywhere(const Scatter& s) {
+  std::fill(s.dx, s.dx + s.in, 0.0f);
+  for (int64_t k = 0; k < s.out; ++k) {
+    s.dx[std::clamp<int64_t>(s.index[k], 0, s.in - 1)] += s.dy[k];
+  }
+}
+
 int64_t WindowVisits(const Pool2dParams& p) { return p.out_h * p.out_w * p.kernel_h * p.kernel_w; }
 
 }  // namespace
 
-void MaxPool2d(const Pool2dParams& params, const float* x, float* y, int32_t* index) {
+int64_t MaxPool2dScratchBytes(const Pool2dParams& params) {
+  const SlidingLayout sliding(params);
+  return sliding.pays ? sliding.scratch * params.slots : 0;
+}
+
+void MaxPool2d(const Pool2dParams& params, const float* x, float* y, int64_t* index,
+               void* scratch) {
+  const SlidingLayout sliding(params);
+  if (sliding.pays) return SlidingMaximum2d(params, sliding, x, y, index, scratch);
   const auto run = HWY_DYNAMIC_DISPATCH(MaxPoolPlane);
   const PoolAxes axes(params);
   const int64_t in = params.in_h * params.in_w, out = params.out_h * params.out_w;
@@ -361,15 +444,32 @@ void MaxPool2d(const Pool2dParams& params, const float* x, float* y, int32_t* in
   });
 }
 
-void MaxPool2dBackward(const Pool2dParams& params, const float* dy, const int32_t* index,
-                       float* dx) {
-  const int64_t in = params.in_h * params.in_w, out = params.out_h * params.out_w;
-  ForEachPlane(params, in + out, [&](int64_t i) {
-    std::fill(dx + i * in, dx + (i + 1) * in, 0.0f);
-    for (int64_t o = i * out; o < (i + 1) * out; ++o) {
-      if (index[o] >= 0) dx[i * in + index[o]] += dy[o];
-    }
-  });
+void MaxPool2dBackward(int64_t planes, int64_t in, int64_t out, const float* dy,
+                       const int64_t* index, float* dx) {
+  const auto rising = HWY_DYNAMIC_DISPATCH(ScatterRising);
+  const int64_t chunks = std::max<int64_t>(1, (out + kScatterChunk - 1) / kScatterChunk);
+  const auto plane = [&](int64_t i) {
+    return Scatter{in, out, dy + i * out, index + i * out, dx + i * in};
+  };
+  if (planes >= ThreadCount()) {
+    ParallelFor(planes, 16384 / (in + out + 1), [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        bool ok = true;
+        for (int64_t c = 0; c < chunks && ok; ++c) ok = rising(plane(i), c, chunks);
+        if (!ok) ScatterAnywhere(plane(i));
+      }
+    });
+    return;
+  }
+  for (int64_t i = 0; i < planes; ++i) {
+    std::atomic<bool> ok = true;
+    ParallelFor(chunks, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t c = begin; c < end && ok; ++c) {
+        if (!rising(plane(i), c, chunks)) ok = false;
+      }
+    });
+    if (!ok) ScatterAnywhere(plane(i));
+  }
 }
 
 void AveragePool2d(const Pool2dParams& params, bool count_include_pad, const float* x, float* y) {

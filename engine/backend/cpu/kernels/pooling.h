@@ -19,15 +19,20 @@ struct Pool2dParams {
   int64_t stride_h = 1, stride_w = 1;
   int64_t dilation_h = 1, dilation_w = 1;
   int64_t pad_top = 0, pad_left = 0, pad_bottom = 0, pad_right = 0;
+  // As many threads as there is scratch memory for; bits do not depend on it.
+  int64_t slots = 1;
 };
 
+// Bytes, 64-byte aligned, that MaxPool2d needs beside its arguments.
+int64_t MaxPool2dScratchBytes(const Pool2dParams& params);
 // x (planes, in_h, in_w); y and index (planes, out_h, out_w). index, which may be null, is the
 // place h * in_w + w of the maximum within its plane: the first one, in row-major order; a NaN is
 // larger than any number. A window that lies in the padding gives -inf and index -1.
-void MaxPool2d(const Pool2dParams& params, const float* x, float* y, int32_t* index);
-// dx (planes, in_h, in_w) = the sum of dy over the windows whose maximum it was.
-void MaxPool2dBackward(const Pool2dParams& params, const float* dy, const int32_t* index,
-                       float* dx);
+void MaxPool2d(const Pool2dParams& params, const float* x, float* y, int64_t* index, void* scratch);
+// dx (planes, in) = the sum of dy (planes, out) over the elements whose index it is; an index
+// outside a plane is moved to its nearest place.
+void MaxPool2dBackward(int64_t planes, int64_t in, int64_t out, const float* dy,
+                       const int64_t* index, float* dx);
 
 // The mean over a window's elements; with count_include_pad the padding counts as zeros, but not
 // what lies beyond it (ceil mode). A window without elements gives 0.
