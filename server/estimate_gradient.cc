@@ -52,7 +52,8 @@ class Estimation {
     response->set_done(done);
     const double by_draws =
         static_cast<double>(estimate.draws) / static_cast<double>(limits_.max_draws);
-    const double ratio = error > 0 ? limits_.standard_error / error : 1;
+    // The error falls with the root of the draws.
+    const double ratio = limits_.standard_error > 0 ? limits_.standard_error / error : 0;
     response->set_progress(done ? 1 : std::min(1.0, std::max(by_draws, ratio * ratio)));
     if (done && exact_) ToProto(*exact_, response);
     return done ? Stream::Outcome::kLastMessage : Stream::Outcome::kMessage;
