@@ -54,5 +54,6 @@ std::span<const OnnxOp> OnnxQuantizeOps();
 std::span<const OnnxOp> OnnxStateOps();
 std::span<const OnnxOp> OnnxGridOps();
 std::span<const OnnxOp> OnnxBitOps();
+std::span<const OnnxOp> OnnxRandomOps();
 
 }  // namespace tandem

@@ -95,32 +95,6 @@ Outputs Clip(NodeContext& c) {
   return One(x);
 }
 
-// Inference: the input; the mask, where asked for, is all true.
-Outputs Dropout(NodeContext& c) {
-  c.IgnoreAttribute("consumed_inputs");
-  c.IgnoreAttribute("seed");
-  if (c.opset() < 12) c.IgnoreAttribute("ratio");
-  if (c.opset() < 7 && c.Int("is_test", 0) == 0) {
-    return Unimplemented("attribute is_test=0 (training) is not supported");
-  }
-  if (c.Has(2)) {
-    TANDEM_ASSIGN_OR_RETURN(const Tensor* training, c.ConstantInput(2, "training_mode"));
-    double ratio = 0.5;
-    if (c.Has(1)) {
-      TANDEM_ASSIGN_OR_RETURN(const Tensor* given, c.ConstantInput(1, "ratio"));
-      if (given->num_elements() != 1) return InvalidArgument("ratio is not a scalar");
-      ratio = ElementAsDouble(*given, 0);
-    }
-    if (training->num_elements() != 1) return InvalidArgument("training_mode is not a scalar");
-    if (ElementAsInt(*training, 0) != 0 && ratio != 0) {
-      return Unimplemented("training_mode with a ratio of ", ratio, " is not supported");
-    }
-  }
-  Value mask;
-  if (c.WantsOutput(1)) mask = ops::BroadcastTo(c.b, c.Scalar(1, DType::kBool), c.shape(0));
-  return std::vector<Value>{c.In(0), mask};
-}
-
 constexpr OnnxOp Op1(std::string_view name, Outputs (*convert)(NodeContext&)) {
   return {.name = name, .convert = convert};
 }
@@ -132,11 +106,6 @@ constexpr OnnxOp kOps[] = {
      .min_inputs = 1,
      .max_inputs = 3,
      .fixed_inputs = InputSet(1, 2)},
-    {.name = "Dropout",
-     .convert = Dropout,
-     .min_inputs = 1,
-     .max_inputs = 3,
-     .shape_inputs = InputSet(1, 2)},
     Op1("Elu", Elu),
     Op1("Gelu", Gelu),
     Op1("HardSigmoid", HardSigmoid),

@@ -250,9 +250,8 @@ Outputs NonZero(NodeContext& c) {
   return One(c.b.Constant(std::move(indices)));
 }
 
-// The k largest (or smallest) along an axis in order, by taking the extreme k times.
+// The k largest (or smallest) along an axis, in order.
 Outputs TopK(NodeContext& c) {
-  constexpr int64_t kMost = 256;
   int64_t k = 0;
   if (c.opset() < 10) {
     k = c.Int("k", 0);
@@ -264,34 +263,16 @@ Outputs TopK(NodeContext& c) {
   TANDEM_ASSIGN_OR_RETURN(const int axis, NormalizeAxis(c.Int("axis", -1), c.rank(0)));
   const bool largest = c.Int("largest", 1) != 0;
   c.IgnoreAttribute("sorted");  // sorted is one of the orders that sorted=0 allows
-  Builder& b = c.b;
   const Shape shape = c.shape(0);
   if (k < 1 || k > shape[axis]) {
     return InvalidArgument("K=", k, " of a dimension of size ", shape[axis]);
   }
-  if (k > kMost) return Unimplemented("K=", k, " is not supported (up to ", kMost, " is)");
-  Shape line;
-  for (int i = 0; i < shape.rank(); ++i) line.push_back(i == axis ? shape[i] : 1);
-  const Value positions = ops::Reshape(b, compose::Iota(b, shape[axis]), line);
-  Value left = c.In(0);
-  // What was taken must never win again: a rank beside the value, so that any value may be.
-  Value taken = ops::BroadcastTo(b, b.Scalar(0, DType::kBool), shape);
-  std::vector<Value> values, indices;
-  for (int64_t i = 0; i < k; ++i) {
-    // The extreme of those not taken replaces the taken ones, and a tie with it is told apart.
-    const Value free = ops::Not(b, taken);
-    const Value worst =
-        largest ? ops::ReduceMin(b, left, {axis}, true) : ops::ReduceMax(b, left, {axis}, true);
-    const Value masked = ops::Where(b, free, left, worst);
-    const Value best =
-        largest ? ops::ReduceMax(b, masked, {axis}, true) : ops::ReduceMin(b, masked, {axis}, true);
-    const Value candidate = ops::And(b, ops::Equal(b, masked, best), free);
-    const Value index = ops::ArgMax(b, ops::Cast(b, candidate, DType::kI32), axis, true);
-    taken = ops::Or(b, taken, ops::Equal(b, positions, index));
-    values.push_back(best);
-    indices.push_back(index);
-  }
-  return std::vector<Value>{ops::Concat(b, values, axis), ops::Concat(b, indices, axis)};
+  const int last = shape.rank() - 1;
+  if (axis == last) return ops::TopK(c.b, c.In(0), k, largest);
+  std::vector<Value> found =
+      ops::TopK(c.b, compose::SwapAxes(c.b, c.In(0), axis, last), k, largest);
+  for (Value& v : found) v = compose::SwapAxes(c.b, v, axis, last);
+  return found;
 }
 
 // Of each sequence the first sequence_lens[b] steps in reverse.

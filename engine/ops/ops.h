@@ -51,8 +51,9 @@ std::vector<Value> SwiGluGrad(Builder& b, Value gate, Value up, Value dy);
 // Standard noise: U(0, 1) without its ends; N(0, 1); Gumbel and logistic of location 0 and scale 1;
 // exponential of rate 1; Laplace of location 0 and scale 1.
 enum class Noise : uint8_t { kUniform, kNormal, kGumbel, kExponential, kLogistic, kLaplace };
-// f32 (from 31 or 32 random bits an element) or f64 (53 bits). Not differentiable.
-Value Random(Builder& b, Noise noise, DType dtype, const Shape& shape);
+// f32 (from 31 or 32 random bits an element) or f64 (53 bits). Not differentiable. `key`, i64 (2), is
+// the run's unless it is given.
+Value Random(Builder& b, Noise noise, DType dtype, const Shape& shape, Value key = {});
 // softmax((logits + Gumbel noise) / temperature) over the last dimension (Jang et al. and Maddison
 // et al., ICLR 2017), the noise being Random's bits for kGumbel.
 Value GumbelSoftmax(Builder& b, Value logits, double temperature);

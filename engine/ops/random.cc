@@ -126,9 +126,9 @@ constinit const OpDef kRandomGammaGrad = {.name = "RandomGammaGrad",
                                           .infer = InferRandomGammaGrad,
                                           .flops = FlopsPerOutput<1000>};
 
-Value Random(Builder& b, Noise noise, DType dtype, const Shape& shape) {
+Value Random(Builder& b, Noise noise, DType dtype, const Shape& shape, Value key) {
   std::vector<int64_t> dims = DimsOf(shape);
-  return b.Add(kRandom, {b.RandomKey()},
+  return b.Add(kRandom, {key.valid() ? key : b.RandomKey()},
                {{"noise", static_cast<int64_t>(noise)},
                 {"dtype", static_cast<int64_t>(dtype)},
                 {"shape", std::move(dims)},
