@@ -157,6 +157,8 @@ std::vector<OpCase> LinearCases() {
       cases.push_back(MakeTriangularSolve("batch" + type, Shape{2, 3, 5, 5}, Shape{2, 3, 5, 7},
                                           transpose, dtype));
     }
+    cases.push_back(MakeTriangularSolve("wide" + suffix, Shape{2, 6, 6}, Shape{2, 6, 150},
+                                        transpose, DType::kF32));
     cases.push_back(MakeTriangularSolve("scalar" + suffix, Shape{3, 1, 1}, Shape{3, 1, 2},
                                         transpose, DType::kF32));
     cases.push_back(MakeTriangularSolve("no_columns" + suffix, Shape{3, 3}, Shape{3, 0}, transpose,

@@ -60,7 +60,7 @@ HWY_INLINE float PerturbRow(const float* x, const NoiseStream& stream, uint64_t 
   VecF32 largest = hn::Set(d, -std::numeric_limits<float>::infinity());
   float largest_at_ends = -std::numeric_limits<float>::infinity();
   // A group of which the row has only the elements [from, to).
-  const auto partial = [&](size_t i, size_t from, size_t to) {
+  const auto partial = [&](size_t i, size_t from, size_t to) HWY_ATTR {
     HWY_ALIGN float noise[kNoiseGroup];
     NoiseGroup<NoiseKind::kGumbel>(d, stream, (at + i) / kNoiseGroup,
                                    [&](size_t k, VecF32 v)
