@@ -18,7 +18,7 @@ constexpr char kValueColour[] = "#1f77b4", kDerivativeColour[] = "#d62728";
 std::string NameText(const v1::Activation& activation) {
   std::vector<std::string> parameters;
   for (const auto& p : activation.parameters()) {
-    parameters.push_back(absl::StrFormat("%s=%.4g", p.name(), p.value()));
+    parameters.push_back(absl::StrFormat("%s=%.3g", p.name(), p.value()));
   }
   if (parameters.empty()) return activation.name();
   return StrCat(activation.name(), "(", absl::StrJoin(parameters, ", "), ")");
@@ -56,7 +56,7 @@ Svg::Points Curve(const v1::ListActivationsResponse& response,
       for (const double kink : activation.kinks()) {
         const double step = std::abs(static_cast<double>(values[i]) - values[i - 1]);
         const double width = static_cast<double>(response.x(i)) - response.x(i - 1);
-        if (response.x(i - 1) <= kink && kink <= response.x(i) && step > 4 * width) {
+        if (response.x(i - 1) <= kink && kink <= response.x(i) && step > 2.5 * width) {
           points.emplace_back(kink, NAN);
         }
       }
@@ -77,7 +77,7 @@ void DrawCell(Svg& svg, double x, double y, const v1::ListActivationsResponse& r
   const auto row = [&, low = low, high = high](double v) {
     return top + (high - v) / (high - low) * kPlotHeight;
   };
-  svg.Text(x + 8, y + 16, Shortened(NameText(activation), 32), 12, Svg::Anchor::kStart,
+  svg.Text(x + 8, y + 16, Shortened(NameText(activation), 34), 11.5, Svg::Anchor::kStart,
            "font-weight=\"bold\"");
   svg.Text(x + 8, y + 31, Shortened(activation.formula(), 40), 10, Svg::Anchor::kStart,
            "fill=\"#555\"");

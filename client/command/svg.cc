@@ -94,7 +94,7 @@ std::vector<double> Ticks(double low, double high, int most) {
     }
   }
   for (double k = std::ceil(low / step - 1e-9); k * step <= high + step * 1e-9; ++k) {
-    ticks.push_back(k * step);
+    ticks.push_back(k * step + 0.0);  // no -0
   }
   return ticks;
 }

@@ -222,7 +222,7 @@ absl::StatusOr<ModelAnalysis> AnalyzeModel(const GraphSource& source,
     if (is_bias.back()) analysis.bias_parameters += elements;
     flat_elements += ParameterStore::Padded(elements);
   }
-  analysis.parameter_bytes = flat_elements * static_cast<int64_t>(sizeof(float));
+  analysis.parameter_bytes = analysis.parameters * static_cast<int64_t>(sizeof(float));
   analysis.cost = AnalyzeGraph(plan->graph(), is_bias);
   if (analysis.cost.input.valid()) {
     analysis.spatial_input = plan->graph().info(analysis.cost.input).index;

@@ -16,7 +16,7 @@ struct ModelAnalysis {
   GraphCost cost;          // of the graph that a plan runs, after the passes
   int spatial_input = -1;  // index of the input that receptive fields are on; -1: none
   int64_t parameters = 0, bias_parameters = 0;  // elements
-  int64_t parameter_bytes = 0;                  // in memory, with the padding between parameters
+  int64_t parameter_bytes = 0;                  // as f32
   int64_t forward_peak_bytes = 0;  // what a forward pass needs for intermediate values and scratch
   // The same for forward and backward pass with a loss on the first output (mean squares, or
   // cross-entropy of a language model's tokens) and gradients of all parameters; what training then

@@ -33,6 +33,16 @@ double BytesMoved(const Graph& graph, const Node& node) {
   return bytes;
 }
 
+// What a reshape renames is the reader's own.
+Value Renamed(const Graph& graph, Value v) {
+  while (v.valid() && graph.info(v).kind == ValueKind::kNode) {
+    const Node& node = graph.nodes()[graph.info(v).index];
+    if (node.op->name != "Reshape") break;
+    v = node.inputs[0];
+  }
+  return v;
+}
+
 LayerCost CostOf(const Graph& graph, const Node& node, const std::vector<bool>& is_bias) {
   LayerCost layer;
   layer.name = node.name;
@@ -42,10 +52,14 @@ LayerCost CostOf(const Graph& graph, const Node& node, const std::vector<bool>& 
   double biases = 0;
   for (Value v : node.inputs) {
     inputs.push_back(v.valid() ? &graph.type(v) : nullptr);
-    if (!v.valid() || graph.info(v).kind != ValueKind::kParameter) continue;
-    const int64_t elements = graph.type(v).shape.num_elements();
+    const Value source = Renamed(graph, v);
+    if (node.op->name == "Reshape" || !source.valid() ||
+        graph.info(source).kind != ValueKind::kParameter) {
+      continue;
+    }
+    const int64_t elements = graph.type(source).shape.num_elements();
     layer.parameters += elements;
-    const auto index = static_cast<size_t>(graph.info(v).index);
+    const auto index = static_cast<size_t>(graph.info(source).index);
     if (index < is_bias.size() && is_bias[index]) {
       layer.bias_parameters += elements;
       biases += 1;

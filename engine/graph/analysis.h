@@ -18,7 +18,7 @@ struct LayerCost {
   std::string name;  // of the node; may be empty
   std::string_view op;
   Shape output_shape;           // of the first output
-  int64_t parameters = 0;       // elements of the parameters that it reads
+  int64_t parameters = 0;       // elements of the parameters that it reads, reshaped or not
   int64_t bias_parameters = 0;  // those of them that are biases
   double flops = 0;             // a multiply-add counts as two
   double bias_flops = 0;        // of flops: the additions of biases

@@ -34,9 +34,10 @@ Value LeakyRelu(Builder& b, Value x, Value slope) {
 }
 
 Value Elu(Builder& b, Value x, double alpha, double scale) {
-  // e^x - 1 for x <= 0, and 0 above: the exponential never overflows, nor does its gradient.
-  const Value scaled = Times(b, x, 1 / scale);
-  const Value below = Plus(b, ops::Exp(b, ops::Min(b, scaled, Like(b, 0, x))), -1);
+  // e^x - 1 for x <= 0, and 0 above: the exponential never overflows, nor does its gradient, which
+  // at 0 is that from below, as PyTorch's.
+  const Value negative = ops::Where(b, Above(b, x, 0), Like(b, 0, x), x);
+  const Value below = Plus(b, ops::Exp(b, Times(b, negative, 1 / scale)), -1);
   return ops::Add(b, ops::Relu(b, x), Times(b, below, alpha));
 }
 
@@ -333,7 +334,7 @@ const std::vector<Activation>& Exponentials() {
        "x / (1 + e^(-1.702 x))",
        "Hendrycks and Gimpel 2016",
        {},
-       {},
+       {"Swish"},
        [](Builder& b, Value x, P) { return Swish(b, x, 1.702); }},
   };
   return *list;

@@ -29,9 +29,9 @@ TEST(ModelAnalysisTest, CountsOfAConvolutionAndAProduct) {
   ASSERT_TRUE(analysis.ok()) << analysis.status();
   EXPECT_EQ(analysis->parameters, 4 * 3 * 9 + 4 + 120 * 7 + 7);
   EXPECT_EQ(analysis->bias_parameters, 4 + 7);
+  EXPECT_EQ(analysis->parameter_bytes, analysis->parameters * 4);
   // Each parameter begins at a multiple of 16 elements.
-  EXPECT_EQ(analysis->parameter_bytes, (112 + 16 + 848 + 16) * 4);
-  EXPECT_EQ(analysis->parameter_bytes, model->parameters().flat_size() * 4);
+  EXPECT_EQ(analysis->training_state_bytes, (112 + 16 + 848 + 16) * 13);
 
   const LayerCost& conv = Find(*analysis, "Conv");
   const double outputs = 2 * 4 * 5 * 6;
