@@ -11,7 +11,7 @@
 namespace tandem::command {
 namespace {
 
-constexpr double kCellWidth = 230, kCellHeight = 206, kMargin = 16, kPlotTop = 40, kPlotLeft = 30;
+constexpr double kCellWidth = 248, kCellHeight = 206, kMargin = 16, kPlotTop = 40, kPlotLeft = 30;
 constexpr double kPlotWidth = kCellWidth - kPlotLeft - 8, kPlotHeight = 124;
 constexpr char kValueColour[] = "#1f77b4", kDerivativeColour[] = "#d62728";
 

@@ -27,6 +27,8 @@ struct TrainOptions {
   std::string target, loss = "cross-entropy";
   int64_t batch = 12, steps = 500, warmup = -1, eval_every = 0, eval_batches = 20;
   double lr = 1e-3, min_lr = -1, beta1 = 0.9, beta2 = 0.99, epsilon = 1e-8, decay = 0.1, clip = 1;
+  bool decay_vectors = false;
+  std::vector<std::string> no_decay, no_decay_roles;
   uint64_t seed = 1;
   // Sampling from the live weights while training goes on.
   int64_t sample_every = 0, sample_tokens = 0;
@@ -199,6 +201,15 @@ absl::Status StartTraining(Client& client, const TrainOptions& o) {
   p.set_epsilon(o.epsilon);
   p.set_weight_decay(o.decay);
   p.set_max_grad_norm(o.clip);
+  request.mutable_optimizer()->set_decay_vectors(o.decay_vectors);
+  for (const std::string& name : o.no_decay) request.mutable_optimizer()->add_no_decay(name);
+  for (const std::string& role : o.no_decay_roles) {
+    request.mutable_optimizer()->add_no_decay_roles(role == "bias"   ? v1::PARAMETER_ROLE_BIAS
+                                                    : role == "norm" ? v1::PARAMETER_ROLE_NORM
+                                                    : role == "embedding"
+                                                        ? v1::PARAMETER_ROLE_EMBEDDING
+                                                        : v1::PARAMETER_ROLE_WEIGHT);
+  }
   return client.StartTraining(request).status();
 }
 
@@ -381,6 +392,12 @@ void AddTrainCommand(CLI::App& app, Session& session) {
   train->add_option("--beta1", o->beta1, "AdamW's beta1")->capture_default_str();
   train->add_option("--beta2", o->beta2, "AdamW's beta2")->capture_default_str();
   train->add_option("--weight-decay", o->decay, "of matrices")->capture_default_str();
+  train->add_flag("--decay-vectors", o->decay_vectors,
+                  "of biases, norms and other vectors too, but for what follows");
+  train->add_option("--no-decay-role", o->no_decay_roles, "no weight decay for these")
+      ->check(CLI::IsMember({"weight", "bias", "norm", "embedding"}));
+  train->add_option("--no-decay", o->no_decay,
+                    "nor for these parameters: names, or prefixes that end in '*'");
   train->add_option("--clip", o->clip, "largest gradient norm; 0: any")->capture_default_str();
   train->add_option("--eval-every", o->eval_every, "steps between validations; 0: at the end only");
   train->add_option("--eval-batches", o->eval_batches, "batches of a validation")

@@ -156,7 +156,9 @@ TEST_F(ProcessTest, TrainsAndSamplesFromTheCommandLine) {
                 &output),
             0)
       << output;
-  ASSERT_EQ(Run({"train", "fox", "--text", folder_ / "text.txt", "--steps", "150", "--lr", "3e-3"},
+  ASSERT_EQ(Run({"train", "fox", "--text", folder_ / "text.txt", "--steps", "150", "--lr", "3e-3",
+                 "--decay-vectors", "--no-decay-role", "bias", "--no-decay-role", "norm",
+                 "--no-decay", "transformer.w*"},
                 &output),
             0)
       << output;
@@ -166,6 +168,19 @@ TEST_F(ProcessTest, TrainsAndSamplesFromTheCommandLine) {
       0)
       << output;
   EXPECT_EQ(output, "the quick brown fox jumps over the lazy dog.\n") << "it has learnt its text";
+  v1::GetTrainingRequest get;
+  get.set_model("fox");
+  const auto training = client_->GetTraining(get);
+  ASSERT_TRUE(training.ok()) << training.status();
+  const v1::Optimizer& optimizer = training->training().optimizer();
+  EXPECT_TRUE(optimizer.decay_vectors());
+  ASSERT_EQ(optimizer.no_decay_roles_size(), 2);
+  EXPECT_EQ(optimizer.no_decay_roles(0), v1::PARAMETER_ROLE_BIAS);
+  EXPECT_EQ(optimizer.no_decay_roles(1), v1::PARAMETER_ROLE_NORM);
+  ASSERT_EQ(optimizer.no_decay_size(), 1);
+  EXPECT_EQ(optimizer.no_decay(0), "transformer.w*");
+  // The linear layers of both blocks: 64 x (192 + 64 + 256 + 256).
+  EXPECT_EQ(training->training().decayed_parameters(), 2 * 64 * 768);
   ASSERT_EQ(Run({"--json", "score", "fox", "--text", "the quick"}, &output), 0) << output;
   const auto score = nlohmann::json::parse(output);
   EXPECT_EQ(score["sequences"][0]["tokens"].size(), 9u);
@@ -184,6 +199,93 @@ TEST_F(ProcessTest, TrainsAndSamplesFromTheCommandLine) {
 }
 
 // A client that dies in the middle of a long generation, and one in the middle of training.
+// x (1, 1, 16, 16) -> a convolution of 3 x 3 with stride 2 and a bias, and another of 3 x 3.
+std::string ConvolutionsOnnx() {
+  onnx::ModelProto model;
+  model.set_ir_version(8);
+  model.add_opset_import()->set_version(13);
+  onnx::GraphProto* graph = model.mutable_graph();
+  graph->set_name("graph");
+  for (onnx::ValueInfoProto* value : {graph->add_input(), graph->add_output()}) {
+    auto* type = value->mutable_type()->mutable_tensor_type();
+    type->set_elem_type(onnx::TensorProto::FLOAT);
+    const bool input = value == &graph->input(0);
+    value->set_name(input ? "x" : "y");
+    for (const int dim : {1, 1, input ? 16 : 5, input ? 16 : 5}) {
+      type->mutable_shape()->add_dim()->set_dim_value(dim);
+    }
+  }
+  const auto weight = [&](const char* name, const std::vector<int64_t>& dims, int elements) {
+    onnx::TensorProto* tensor = graph->add_initializer();
+    tensor->set_name(name);
+    tensor->set_data_type(onnx::TensorProto::FLOAT);
+    for (int64_t dim : dims) tensor->add_dims(dim);
+    for (int i = 0; i < elements; ++i) tensor->add_float_data(0.1f);
+  };
+  weight("w", {1, 1, 3, 3}, 9);
+  weight("b", {1}, 1);
+  const auto conv = [&](const std::vector<const char*>& inputs, const char* output, int stride) {
+    onnx::NodeProto* node = graph->add_node();
+    node->set_op_type("Conv");
+    for (const char* input : inputs) node->add_input(input);
+    node->add_output(output);
+    onnx::AttributeProto* strides = node->add_attribute();
+    strides->set_name("strides");
+    strides->set_type(onnx::AttributeProto::INTS);
+    for (int i = 0; i < 2; ++i) strides->add_ints(stride);
+  };
+  conv({"x", "w", "b"}, "h", 2);
+  conv({"h", "w"}, "y", 1);
+  return model.SerializeAsString();
+}
+
+TEST_F(ProcessTest, AnalyzesAndDraws) {
+  WriteFile(folder_ / "convolutions.onnx", ConvolutionsOnnx());
+  std::string output;
+  ASSERT_EQ(
+      Run({"models", "create", "convolutions", "--onnx", folder_ / "convolutions.onnx"}, &output),
+      0)
+      << output;
+  const std::string svg = folder_ / "field.svg";
+  ASSERT_EQ(Run({"analyze", "convolutions", "--measure", "--verify", "--svg", svg}, &output), 0)
+      << output;
+  for (const char* part : {"Conv+bias", "7x7", "GFLOP/S", "without biases", "agree"}) {
+    EXPECT_NE(output.find(part), std::string::npos) << part << output;
+  }
+  std::string picture = ReadFile(svg);
+  EXPECT_EQ(picture.rfind("<svg", 0), 0U);
+  for (const char* part :
+       {"Receptive field of convolutions", "3, stride 2", "7, stride 2", "</svg>"}) {
+    EXPECT_NE(picture.find(part), std::string::npos) << part << picture;
+  }
+  ASSERT_EQ(Run({"--json", "analyze", "convolutions"}, &output), 0) << output;
+  const auto analysis = nlohmann::json::parse(output);
+  EXPECT_EQ(analysis["bias_parameters"], "1");
+  EXPECT_EQ(analysis["layers"][1]["receptive_field"]["dimensions"][1]["size"], "7");
+  EXPECT_EQ(Run({"analyze", "convolutions", "--input", "x=1,1,16"}, &output), 1);
+  EXPECT_NE(output.find("INVALID_ARGUMENT"), std::string::npos) << output;
+
+  ASSERT_EQ(Run({"models", "get", "convolutions", "--parameters"}, &output), 0) << output;
+  EXPECT_NE(output.find("bias"), std::string::npos) << output;
+
+  ASSERT_EQ(Run({"activations", "gelu", "swiglu", "--svg", svg, "--from=-3", "--to", "3"}, &output),
+            0)
+      << output;
+  EXPECT_NE(output.find("SwiGlu"), std::string::npos) << output;
+  picture = ReadFile(svg);
+  for (const char* part : {">gelu<", ">swiglu<", ">-2<", "</svg>"}) {
+    EXPECT_NE(picture.find(part), std::string::npos) << part;
+  }
+  EXPECT_EQ(picture.find(">relu<"), std::string::npos);
+  ASSERT_EQ(Run({"--json", "activations", "elu", "--set", "alpha=2", "--points", "5"}, &output), 0)
+      << output;
+  const auto elu = nlohmann::json::parse(output)["activations"][0];
+  EXPECT_EQ(elu["y"].size(), 5U);
+  EXPECT_EQ(elu["parameters"][0]["value"], 2);
+  EXPECT_EQ(Run({"activations", "nope"}, &output), 1);
+  EXPECT_NE(output.find("NOT_FOUND"), std::string::npos) << output;
+}
+
 TEST_F(ProcessTest, AKilledClientFreesItsWork) {
   CreateCharacters();
   const std::string running = "tandem_kv_cache_usage_ratio{model=\"chars\"}";
