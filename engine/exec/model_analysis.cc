@@ -204,6 +204,46 @@ void AddNonZeros(const Tensor& gradient, MeasuredField& field) {
   }
 }
 
+// The middle of the layer's output and what it should see there; nothing measured yet.
+void PlaceInTheMiddle(const ReceptiveField& field, const Shape& output, const Shape& input,
+                      MeasuredField& result) {
+  for (size_t d = 0; d < field.dims.size(); ++d) {
+    const AxisField& dim = field.dims[d];
+    const int64_t at = output[dim.axis] / 2, size = input[static_cast<int>(d) + 2];
+    result.position.push_back(at);
+    const bool empty = dim.Empty(at);
+    result.expected_low.push_back(empty ? size : std::max<int64_t>(dim.Low(at), 0));
+    result.expected_high.push_back(empty ? -1 : std::min<int64_t>(dim.High(at), size - 1));
+    result.measured_low.push_back(size);
+    result.measured_high.push_back(-1);
+  }
+}
+
+// Runs the gradient's plan on several made-up inputs and collects where it is not zero.
+absl::Status CollectNonZeros(const Model& model, Plan& plan, const std::vector<TensorType>& inputs,
+                             int spatial_input, Tensor cotangent, MeasuredField& result) {
+  constexpr int kRandomInputs = 4;
+  std::vector<Tensor> tensors;
+  std::vector<const Tensor*> pointers;
+  tensors.reserve(inputs.size() + 1);
+  for (const TensorType& type : inputs) tensors.push_back(MadeUp(type, tensors.size(), 0.5f));
+  tensors.push_back(std::move(cotangent));
+  for (const Tensor& tensor : tensors) pointers.push_back(&tensor);
+  Tensor& image = tensors[spatial_input];
+  const uint32_t ramps = uint32_t{1} << std::min<size_t>(result.position.size(), 3);
+  for (uint32_t draw = 0; draw < ramps + kRandomInputs; ++draw) {
+    if (draw < ramps) {
+      Ramp(image, draw);
+    } else {
+      image = MadeUp(image.type(), draw, draw % 2 == 0 ? 0 : -0.5f);
+    }
+    TANDEM_ASSIGN_OR_RETURN(const std::vector<Tensor> gradients,
+                            RunPlan(plan, pointers, model.parameters().pointers()));
+    AddNonZeros(gradients[0], result);
+  }
+  return absl::OkStatus();
+}
+
 }  // namespace
 
 absl::StatusOr<ModelAnalysis> AnalyzeModel(const GraphSource& source,
@@ -273,7 +313,6 @@ absl::StatusOr<MeasuredTime> MeasureTime(Model& model, const std::vector<TensorT
 absl::StatusOr<MeasuredField> MeasureReceptiveField(Model& model,
                                                     const std::vector<TensorType>& inputs,
                                                     int32_t layer) {
-  constexpr int kRandomInputs = 4;
   TANDEM_RETURN_IF_ERROR(CheckInputMemory(inputs));
   TANDEM_ASSIGN_OR_RETURN(Graph raw, ForwardGraph(model.source(), inputs));
   TANDEM_ASSIGN_OR_RETURN(const std::unique_ptr<Plan> forward,
@@ -296,17 +335,7 @@ absl::StatusOr<MeasuredField> MeasureReceptiveField(Model& model,
     return Unimplemented("receptive fields are verified on f32 values only");
   }
   const ReceptiveField& field = *cost.layers[result.layer].field;
-  const Shape& input_shape = graph.type(cost.input).shape;
-  for (size_t d = 0; d < field.dims.size(); ++d) {
-    const AxisField& dim = field.dims[d];
-    const int64_t at = target_type.shape[dim.axis] / 2, size = input_shape[static_cast<int>(d) + 2];
-    result.position.push_back(at);
-    const bool empty = dim.Empty(at);
-    result.expected_low.push_back(empty ? size : std::max<int64_t>(dim.Low(at), 0));
-    result.expected_high.push_back(empty ? -1 : std::min<int64_t>(dim.High(at), size - 1));
-    result.measured_low.push_back(size);
-    result.measured_high.push_back(-1);
-  }
+  PlaceInTheMiddle(field, target_type.shape, graph.type(cost.input).shape, result);
   const std::string key = StrCat(PlanKey("field", inputs), " ", result.layer);
   TANDEM_ASSIGN_OR_RETURN(Plan * plan, model.plans().Get(key, [&]() -> absl::StatusOr<Graph> {
     Builder builder;
@@ -319,24 +348,8 @@ absl::StatusOr<MeasuredField> MeasureReceptiveField(Model& model,
     builder.Output(gradient[0]);
     return builder.Finish();
   }));
-  std::vector<Tensor> tensors;
-  std::vector<const Tensor*> pointers;
-  tensors.reserve(inputs.size() + 1);
-  for (const TensorType& type : inputs) tensors.push_back(MadeUp(type, tensors.size(), 0.5f));
-  tensors.push_back(OneHot(target_type, field, result.position));
-  for (const Tensor& tensor : tensors) pointers.push_back(&tensor);
-  Tensor& image = tensors[graph.info(cost.input).index];
-  const uint32_t ramps = uint32_t{1} << std::min<size_t>(field.dims.size(), 3);
-  for (uint32_t draw = 0; draw < ramps + kRandomInputs; ++draw) {
-    if (draw < ramps) {
-      Ramp(image, draw);
-    } else {
-      image = MadeUp(image.type(), draw, draw % 2 == 0 ? 0 : -0.5f);
-    }
-    TANDEM_ASSIGN_OR_RETURN(const std::vector<Tensor> gradients,
-                            RunPlan(*plan, pointers, model.parameters().pointers()));
-    AddNonZeros(gradients[0], result);
-  }
+  TANDEM_RETURN_IF_ERROR(CollectNonZeros(model, *plan, inputs, graph.info(cost.input).index,
+                                         OneHot(target_type, field, result.position), result));
   return result;
 }
 

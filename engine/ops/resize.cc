@@ -174,8 +174,27 @@ double ResizeFlops(std::span<const TensorType* const> inputs, std::span<const Te
          static_cast<double>(elements);
 }
 
-// What a Resize of the last two dimensions (or the last) looks at: a window of the filter's size at
-// the scale's stride, rounded to whole elements. Growing dimensions repeat their input.
+// Whether every output reads exactly dimension d of that window, cut at the input's ends.
+bool ReadsWindow(const ResampleTable& table, const Geometry& window, int d) {
+  const int64_t kernel = window.kernel[d], stride = window.stride[d], pad = window.pad_begin[d];
+  for (int64_t o = 0; o < table.outputs(); ++o) {
+    int64_t low = o * stride - pad, high = low + kernel - 1;
+    if (window.transposed) {
+      // The whole numbers (o + pad - k) / stride, k < kernel.
+      const int64_t last = o + pad, first = last - kernel + 1;
+      low = first <= 0 ? -(-first / stride) : (first + stride - 1) / stride;
+      high = last / stride;
+    }
+    low = std::max<int64_t>(low, 0);
+    high = std::min(high, table.input - 1);
+    if (table.first[o] != low || table.count(o) != high - low + 1) return false;
+  }
+  return true;
+}
+
+// What a Resize of the last two dimensions (or the last) looks at: the filter's taps, at the
+// scale's stride. Empty where no one window is what all outputs read: at ratios that are not whole,
+// with aligned corners, or where one dimension grows and the other shrinks.
 Geometry ResizeGeometry(std::span<const TensorType* const> inputs, const Attributes& attributes) {
   const Shape& x = inputs[0]->shape;
   const auto options = ReadResizeOptions(attributes, x);
@@ -186,16 +205,16 @@ Geometry ResizeGeometry(std::span<const TensorType* const> inputs, const Attribu
   geometry.stride.assign(spatial, 1);
   geometry.pad_begin.assign(spatial, 0);
   geometry.dilation.assign(spatial, 1);
+  for (const ResizeAxis& a : options->axes) geometry.transposed |= a.scale > 1;
   for (int i = 0; i < static_cast<int>(options->axes.size()); ++i) {
     const ResizeAxis& a = options->axes[i];
     const int d = static_cast<int>(a.axis) - 2;
     const auto table = MakeResampleTable(*options, i, x[static_cast<int>(a.axis)]);
-    if (d < 0 || !table.ok() || table->outputs() == 0) continue;
+    if (!table.ok() || d < 0 || table->outputs() == 0) return {};
     int64_t taps = 1;
     for (int64_t o = 0; o < table->outputs(); ++o) taps = std::max(taps, table->count(o));
-    if (a.scale > 1) {
-      geometry.transposed = true;
-      geometry.stride[d] = std::llround(a.scale);
+    if (geometry.transposed) {
+      geometry.stride[d] = std::max<int64_t>(1, std::llround(a.scale));
       geometry.kernel[d] = taps * geometry.stride[d];
       geometry.pad_begin[d] = (geometry.kernel[d] - geometry.stride[d]) / 2;
     } else {
@@ -203,6 +222,7 @@ Geometry ResizeGeometry(std::span<const TensorType* const> inputs, const Attribu
       geometry.kernel[d] = taps;
       geometry.pad_begin[d] = std::max<int64_t>(0, (taps - geometry.stride[d]) / 2);
     }
+    if (!ReadsWindow(*table, geometry, d)) return {};
   }
   return geometry;
 }

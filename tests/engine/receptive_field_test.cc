@@ -21,7 +21,13 @@ struct Architecture {
   Network::Body body;
 };
 
-using W = Network::Window;
+Value Resized(Builder& b, Value x, int64_t size, const char* mode, const char* coordinates) {
+  ops::ResizeOptions options;
+  options.axes = {{.axis = 2, .size = size}, {.axis = 3, .size = size}};
+  options.mode = mode;
+  options.coordinates = coordinates;
+  return ops::Resize(b, x, options);
+}
 
 const std::vector<Architecture>& Architectures() {
   static const auto* const all = new std::vector<Architecture>{
@@ -153,6 +159,19 @@ const std::vector<Architecture>& Architectures() {
          x = n.Conv(b, x, 2, {});
          return n.Transposed(b, x, 2, {.kernel = 3, .stride = 2, .pad = 2, .dilation = 2});
        }},
+      // Bilinear, by 2 up and by 2 down: two taps each.
+      {"bilinear up",
+       {1, 1, 14, 14},
+       {5, 0.5, 0},
+       [](Network& n, Builder& b, Value x) {
+         return n.Conv(b, Resized(b, n.Conv(b, x, 2, {}), 28, "linear", "half_pixel"), 1, {});
+       }},
+      {"bilinear down",
+       {1, 1, 28, 28},
+       {4, 2, 0.5},
+       [](Network& n, Builder& b, Value x) {
+         return Resized(b, n.Conv(b, x, 2, {}), 14, "linear", "half_pixel");
+       }},
       // Depth to space: (C r r, H, W) -> (C, H r, W r), by a reshape, a transpose and a reshape.
       {"pixel shuffle",
        {1, 1, 14, 14},
@@ -242,6 +261,19 @@ TEST(ReceptiveFieldTest, BranchesOfDifferentStridesAreNamed) {
   });
   EXPECT_EQ(field.dims[0].kind, AxisField::Kind::kUnknown);
   EXPECT_NE(field.note.find("strides 2 and 1"), std::string::npos) << field.note;
+}
+
+TEST(ReceptiveFieldTest, ResizingByOtherRatiosIsNotGuessed) {
+  for (const auto& [size, coordinates] :
+       {std::pair<int64_t, const char*>{12, "half_pixel"}, {16, "align_corners"}}) {
+    const int64_t to = size;
+    const char* const how = coordinates;
+    const ReceptiveField field = LastField({1, 2, 8, 8}, [&](Network& n, Builder& b, Value x) {
+      return n.Conv(b, Resized(b, x, to, "linear", how), 2, {});
+    });
+    EXPECT_EQ(field.dims[0].kind, AxisField::Kind::kUnknown);
+    EXPECT_NE(field.note.find("Resize"), std::string::npos) << field.note;
+  }
 }
 
 TEST(ReceptiveFieldTest, PositionsThatSeeNothing) {
