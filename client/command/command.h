@@ -33,6 +33,8 @@ void AddInferCommand(CLI::App& app, Session& session);
 void AddTrainCommand(CLI::App& app, Session& session);
 void AddGenerateCommands(CLI::App& app, Session& session);
 void AddDistributionCommands(CLI::App& app, Session& session);
+void AddApproximateCommands(CLI::App& app, Session& session);
+void AddExampleCommands(CLI::App& app, Session& session);
 
 // Sets an optional field of the request only if the option is given.
 template <typename T, typename Set>
@@ -40,7 +42,6 @@ void AddOptional(CLI::App* app, const std::string& name, Set set, const std::str
   app->add_option_function<T>(
       name, [set](const T& value) { set(value); }, help);
 }
-void AddApproximateCommands(CLI::App& app, Session& session);
 
 // One line of protobuf's JSON, fields by their proto names.
 void PrintJson(const google::protobuf::Message& message);

@@ -18,6 +18,7 @@ int main(int argc, char** argv) {
   tandem::command::AddGenerateCommands(app, session);
   tandem::command::AddDistributionCommands(app, session);
   tandem::command::AddApproximateCommands(app, session);
+  tandem::command::AddExampleCommands(app, session);
   CLI11_PARSE(app, argc, argv);
   return session.exit_code;
 }

@@ -50,59 +50,115 @@ HWY_BEFORE_NAMESPACE();
 namespace tandem::cpu {
 namespace HWY_NAMESPACE {
 
-// What a piece of a window is known by. Without NaN, a maximum is one instruction.
-struct Plain {
-  VecF32 value;
-  static constexpr bool kPlaces = false;
-  HWY_INLINE static Plain Load(PairBuffer from, int64_t i) {
-    return {hn::LoadU(F32(), from.value + i)};
-  }
-  HWY_INLINE static Plain LoadInput(const float* x, int64_t i, VecI32, VecI32) {
-    return {hn::LoadU(F32(), x + i)};
-  }
-  HWY_INLINE void Store(PairBuffer to, int64_t i) const { hn::StoreU(value, F32(), to.value + i); }
-  HWY_INLINE static Plain First(Plain a, Plain b) { return {hn::Max(a.value, b.value)}; }
-};
+// What is known of a piece of a window: its maximum and, with kPlaces, where that is. Where there
+// may be NaN, comparing takes more instructions.
+template <bool kHasPlaces, bool kNan>
+struct Maximum;
 
 // Where b takes the place of a: it is larger, or the first NaN.
-HWY_INLINE auto TakesOver(VecF32 b, VecF32 a) { return hn::AndNot(hn::Le(b, a), hn::Eq(a, a)); }
+template <bool kNan>
+HWY_INLINE auto TakesOver(VecF32 b, VecF32 a) {
+  if constexpr (kNan) {
+    return hn::AndNot(hn::Le(b, a), hn::Eq(a, a));
+  } else {
+    return hn::Gt(b, a);
+  }
+}
 
-struct WithNan {
+template <bool kNan>
+struct Maximum<false, kNan> {
+  static constexpr bool kPlaces = false, kMayBeNan = kNan;
   VecF32 value;
-  static constexpr bool kPlaces = false;
-  HWY_INLINE static WithNan Load(PairBuffer from, int64_t i) {
+
+  HWY_INLINE static Maximum Load(PairBuffer from, int64_t i) {
     return {hn::LoadU(F32(), from.value + i)};
   }
-  HWY_INLINE static WithNan LoadInput(const float* x, int64_t i, VecI32, VecI32) {
-    return {hn::LoadU(F32(), x + i)};
-  }
+  HWY_INLINE static Maximum Of(VecF32 v, VecI32) { return {v}; }
   HWY_INLINE void Store(PairBuffer to, int64_t i) const { hn::StoreU(value, F32(), to.value + i); }
-  HWY_INLINE static WithNan First(WithNan a, WithNan b) {
-    return {hn::IfThenElse(TakesOver(b.value, a.value), b.value, a.value)};
+  HWY_INLINE static Maximum First(Maximum a, Maximum b) {
+    if constexpr (!kNan) return {hn::Max(a.value, b.value)};
+    return {hn::IfThenElse(TakesOver<kNan>(b.value, a.value), b.value, a.value)};
   }
+#if HWY_TARGET != HWY_SCALAR
+  // The upper half of a, then the lower half of b.
+  HWY_INLINE static Maximum Middle(Maximum a, Maximum b) {
+    return {hn::ConcatLowerUpper(F32(), b.value, a.value)};
+  }
+#endif
 };
 
-struct WithPlace {
+template <bool kNan>
+struct Maximum<true, kNan> {
+  static constexpr bool kPlaces = true, kMayBeNan = kNan;
   VecF32 value;
   VecI32 place;
-  static constexpr bool kPlaces = true;
-  HWY_INLINE static WithPlace Load(PairBuffer from, int64_t i) {
+
+  HWY_INLINE static Maximum Load(PairBuffer from, int64_t i) {
     return {hn::LoadU(F32(), from.value + i), hn::LoadU(I32(), from.place + i)};
   }
-  // `at` is the place of x[i]; padding before the row has the place of the row's first element, so
-  // that it loses to nothing but is never told apart from it.
-  HWY_INLINE static WithPlace LoadInput(const float* x, int64_t i, VecI32 at, VecI32 low) {
-    return {hn::LoadU(F32(), x + i), hn::Max(at, low)};
-  }
+  HWY_INLINE static Maximum Of(VecF32 v, VecI32 at) { return {v, at}; }
   HWY_INLINE void Store(PairBuffer to, int64_t i) const {
     hn::StoreU(value, F32(), to.value + i);
     hn::StoreU(place, I32(), to.place + i);
   }
-  HWY_INLINE static WithPlace First(WithPlace a, WithPlace b) {
-    const auto take = TakesOver(b.value, a.value);
+  HWY_INLINE static Maximum First(Maximum a, Maximum b) {
+    const auto take = TakesOver<kNan>(b.value, a.value);
     return {hn::IfThenElse(take, b.value, a.value),
             hn::IfThenElse(hn::RebindMask(I32(), take), b.place, a.place)};
   }
+#if HWY_TARGET != HWY_SCALAR
+  HWY_INLINE static Maximum Middle(Maximum a, Maximum b) {
+    return {hn::ConcatLowerUpper(F32(), b.value, a.value),
+            hn::ConcatLowerUpper(I32(), b.place, a.place)};
+  }
+#endif
+};
+
+// A row as windows see it: x[i] has the place `first + i`, or `low` if that is more: padding before
+// the row has the place of the row's first element, which it is never told apart from.
+struct Row {
+  const float* x;
+  int32_t first, low;
+  bool padded;  // first < low
+};
+
+// The first maxima of kTaps neighbours; and whether all taps so far were numbers, told by the last
+// one of each vector.
+template <class E, int kTaps, bool kPadded>
+struct Neighbours {
+  explicit HWY_INLINE Neighbours(const Row& row)
+      : x(row.x),
+        iota(hn::Iota(I32(), row.first)),
+        low(hn::Set(I32(), row.low)),
+        clean(hn::Eq(hn::Zero(F32()), hn::Zero(F32()))) {
+    for (int k = 0; k + 1 < kTaps; ++k) numbers = numbers && x[k] == x[k];
+  }
+  HWY_INLINE E operator()(int64_t i) {
+    const F32 d;
+    const I32 di;
+    const auto at = hn::Add(iota, hn::Set(di, static_cast<int32_t>(i)));
+    const auto place = [&](int k) TANDEM_VECTOR_LAMBDA {
+      const auto there = hn::Add(at, hn::Set(di, k));
+      return kPadded ? hn::Max(there, low) : there;
+    };
+    VecF32 v = hn::LoadU(d, x + i);
+    E e = E::Of(v, place(0));
+    HWY_UNROLL(4)
+    for (int k = 1; k < kTaps; ++k) {
+      v = hn::LoadU(d, x + i + k);
+      e = E::First(e, E::Of(v, place(k)));
+    }
+    if constexpr (!E::kMayBeNan) clean = hn::And(clean, hn::Eq(v, v));
+    return e;
+  }
+  HWY_INLINE bool AllNumbers() const {
+    return E::kMayBeNan || (numbers && hn::AllTrue(F32(), clean));
+  }
+
+  const float* x;
+  VecI32 iota, low;
+  decltype(hn::Eq(VecF32(), VecF32())) clean;
+  bool numbers = true;
 };
 
 // Where results go: a buffer with room for whole vectors.
@@ -218,26 +274,80 @@ HWY_INLINE void SlideBlocks(int64_t n, int64_t w, PairBuffer columns, PairBuffer
   }
 }
 
-// sink(i, the first maximum of x[i], ..., x[i + w - 1]) for i in [0, n). x[i] has the place
-// `place + i`, or `low` if that is more; block and suffix are buffers of n + w + kSlack and w.
-template <class E, class Sink>
-HWY_INLINE void Slide(const float* x, int64_t n, int64_t w, int32_t place, int32_t low,
-                      PairBuffer block, PairBuffer suffix, Sink sink) {
-  const I32 di;
-  const VecI32 first = hn::Iota(di, place), lowest = hn::Set(di, low);
-  const auto input = [&](int64_t i) TANDEM_VECTOR_LAMBDA {
-    return E::LoadInput(x, i, hn::Add(first, hn::Set(di, static_cast<int32_t>(i))), lowest);
-  };
-  const auto loaded = [&](int64_t i) TANDEM_VECTOR_LAMBDA { return E::Load(block, i); };
-  constexpr int64_t kOnes[] = {0, 1, 2, 3}, kFours[] = {0, 4, 8, 12};
-  if (w <= 4) return Combine<E>(n, static_cast<int>(w), kOnes, input, sink);
-  const int64_t extent = n + w + kColumn;
-  CombineOf<4, E>(extent, kOnes, input, ToBuffer<E>{block});
-  if (w <= 16) return CombinePieces<E>(n, w, 4, loaded, sink);
+// sink(i, the first maximum of kTaps neighbours) for i in [0, n). False, as below: there is a NaN.
+template <class E, int kTaps, bool kPadded, class Sink>
+HWY_INLINE bool SlideTaps(const Row& row, int64_t n, Sink sink) {
+  const auto lanes = static_cast<int64_t>(hn::Lanes(F32()));
+  Neighbours<E, kTaps, kPadded> neighbours(row);
+  for (int64_t i = 0; i < n; i += lanes) sink(i, neighbours(i));
+  return neighbours.AllNumbers();
+}
+
+// to[i] = the maximum of kColumn neighbours from i on, for i in [0, n).
+template <class E, bool kPadded>
+HWY_INLINE bool FindColumns(const Row& row, int64_t n, PairBuffer to) {
+#if HWY_TARGET == HWY_AVX2
+  // Half a vector's width from loads; then whole vectors' from halves, and two vectors'.
+  constexpr int64_t kLanes = 8;
+  Neighbours<E, 4, kPadded> neighbours(row);
+  E four = neighbours(0), next = neighbours(kLanes);
+  E eight = E::First(four, E::Middle(four, next));
+  for (int64_t i = 0; i < n; i += kLanes) {
+    four = next;
+    next = neighbours(i + 2 * kLanes);
+    const E next_eight = E::First(four, E::Middle(four, next));
+    E::First(eight, next_eight).Store(to, i);
+    eight = next_eight;
+  }
+  return neighbours.AllNumbers();
+#else
+  constexpr int64_t kFours[] = {0, 4, 8, 12};
+  const bool numbers = SlideTaps<E, 4, kPadded>(row, n + kColumn, ToBuffer<E>{to});
   // In place: each step reads at and after what it writes.
-  CombineOf<4, E>(extent, kFours, loaded, ToBuffer<E>{block});
-  if (w <= 4 * kColumn) return CombinePieces<E>(n, w, kColumn, loaded, sink);
-  SlideBlocks<E>(n, w, block, suffix, sink);
+  CombineOf<4, E>(
+      n, kFours, [&](int64_t i) TANDEM_VECTOR_LAMBDA { return E::Load(to, i); }, ToBuffer<E>{to});
+  return numbers;
+#endif
+}
+
+// sink(i, the first maximum of x[i], ..., x[i + w - 1]) for i in [0, n). block and suffix are
+// buffers of n + w + kSlack and w. False where E takes all for numbers and one is NaN; what went to
+// the sink is worth nothing then.
+template <class E, bool kPadded, class Sink>
+HWY_INLINE bool SlideRowOf(const Row& row, int64_t n, int64_t w, PairBuffer block,
+                           PairBuffer suffix, Sink sink) {
+  const auto loaded = [&](int64_t i) TANDEM_VECTOR_LAMBDA { return E::Load(block, i); };
+  switch (w) {
+    case 1:
+      return SlideTaps<E, 1, kPadded>(row, n, sink);
+    case 2:
+      return SlideTaps<E, 2, kPadded>(row, n, sink);
+    case 3:
+      return SlideTaps<E, 3, kPadded>(row, n, sink);
+    case 4:
+      return SlideTaps<E, 4, kPadded>(row, n, sink);
+    default:
+      break;
+  }
+  if (w <= kColumn) {
+    const bool numbers = SlideTaps<E, 4, kPadded>(row, n + w, ToBuffer<E>{block});
+    CombinePieces<E>(n, w, 4, loaded, sink);
+    return numbers;
+  }
+  if (!FindColumns<E, kPadded>(row, n + w, block)) return false;
+  if (w <= 4 * kColumn) {
+    CombinePieces<E>(n, w, kColumn, loaded, sink);
+  } else {
+    SlideBlocks<E>(n, w, block, suffix, sink);
+  }
+  return true;
+}
+
+template <class E, class Sink>
+HWY_INLINE bool Slide(const Row& row, int64_t n, int64_t w, PairBuffer block, PairBuffer suffix,
+                      Sink sink) {
+  if (E::kPlaces && row.padded) return SlideRowOf<E, true>(row, n, w, block, suffix, sink);
+  return SlideRowOf<E, false>(row, n, w, block, suffix, sink);
 }
 
 // The input row h as the tile's windows see it: `line` with the padding written out, or the row
@@ -256,38 +366,25 @@ HWY_INLINE const float* TileRow(const SlidingTile& t, int64_t h, int64_t start, 
   return line;
 }
 
-HWY_INLINE bool HasNan(const float* x, int64_t n) {
-  const F32 d;
-  const auto lanes = static_cast<int64_t>(hn::Lanes(d));
-  auto clean = hn::FirstN(d, hn::Lanes(d));
-  for (int64_t i = 0; i < n; i += lanes) {
-    const VecF32 v = hn::LoadU(d, x + i);
-    clean = hn::And(clean, hn::Eq(v, v));
-  }
-  return !hn::AllTrue(d, clean);
-}
-
-// Maxima along row h of the tile, to `sink` or, with a stride, first to `picked`.
+// Maxima along row h of the tile, to `sink`. False: see SlideRowOf.
 template <class E, class Sink>
-HWY_INLINE void SlideRow(const SlidingTile& t, int64_t h, Sink sink) {
+HWY_INLINE bool SlideRow(const SlidingTile& t, int64_t h, Sink sink) {
   const Pool2dParams& p = *t.p;
   const int64_t n = (t.columns - 1) * p.stride_w + 1;
   const int64_t start = t.first * p.stride_w - p.pad_left;
-  const float* x = TileRow(t, h, start, n);
   const auto low = static_cast<int32_t>(h * p.in_w);
-  const auto place = static_cast<int32_t>(low + start);
-  if (p.stride_w == 1) {
-    return Slide<E>(x, n, p.kernel_w, place, low, t.block, t.suffix, sink);
-  }
+  const Row row{TileRow(t, h, start, n), static_cast<int32_t>(low + start), low, start < 0};
+  if (p.stride_w == 1) return Slide<E>(row, n, p.kernel_w, t.block, t.suffix, sink);
   // The row's copy is no longer needed once the windows are: `line` may take the results, as they
   // are written behind what is read.
-  Slide<E>(x, n, p.kernel_w, place, low, t.block, t.suffix, ToBuffer<E>{t.line});
+  if (!Slide<E>(row, n, p.kernel_w, t.block, t.suffix, ToBuffer<E>{t.line})) return false;
   for (int64_t o = 0; o < t.columns; ++o) {
     t.line.value[o] = t.line.value[o * p.stride_w];
     if constexpr (E::kPlaces) t.line.place[o] = t.line.place[o * p.stride_w];
   }
   CombineOf<1, E>(
       t.columns, nullptr, [&](int64_t i) TANDEM_VECTOR_LAMBDA { return E::Load(t.line, i); }, sink);
+  return true;
 }
 
 template <class E>
@@ -365,32 +462,27 @@ HWY_INLINE void SlideDown(const SlidingTile& t) {
 }
 
 template <class E>
-HWY_INLINE void SlideTile(const SlidingTile& t) {
+bool SlideTile(const SlidingTile& t) {
   const Pool2dParams& p = *t.p;
   if (p.kernel_h == 1) {
     for (int64_t oh = 0; oh < p.out_h; ++oh) {
-      SlideRow<E>(t, oh * p.stride_h - p.pad_top, OutputRow<E>(t, oh));
+      if (!SlideRow<E>(t, oh * p.stride_h - p.pad_top, OutputRow<E>(t, oh))) return false;
     }
-    return;
+    return true;
   }
   for (int64_t h = 0; h < p.in_h; ++h) {
-    SlideRow<E>(t, h, ToBuffer<E>{t.rows + h * t.row_stride});
+    if (!SlideRow<E>(t, h, ToBuffer<E>{t.rows + h * t.row_stride})) return false;
   }
   SlideDown<E>(t);
+  return true;
 }
 
+// Most tiles have no NaN; the others are done again.
 void SlidingMaximumTile(const SlidingTile& t) {
-  const Pool2dParams& p = *t.p;
   if (t.index != nullptr) {
-    SlideTile<WithPlace>(t);
+    if (!SlideTile<Maximum<true, false>>(t)) SlideTile<Maximum<true, true>>(t);
   } else {
-    const int64_t n = (t.columns - 1) * p.stride_w + 1;
-    const int64_t start = t.first * p.stride_w - p.pad_left;
-    bool nan = false;
-    for (int64_t h = 0; h < p.in_h && !nan; ++h) {
-      nan = HasNan(TileRow(t, h, start, n), n + p.kernel_w - 1);
-    }
-    nan ? SlideTile<WithNan>(t) : SlideTile<Plain>(t);
+    if (!SlideTile<Maximum<false, false>>(t)) SlideTile<Maximum<false, true>>(t);
   }
   if (t.stream) hwy::FlushStream();
 }
@@ -424,14 +516,15 @@ SlidingLayout::SlidingLayout(const Pool2dParams& p) {
                         EveryWindowHasInput(p.in_w, p.out_w, p.kernel_w, p.stride_w, p.pad_left);
   // About what one output costs, in steps over a vector: here, some a column and a row that windows
   // of the strides pass over; there, one a tap.
-  const int64_t along = p.kernel_w <= 4 ? 2 : p.kernel_w <= 16 ? 4 : 7;
-  const int64_t steps = p.stride_h * (p.stride_w * along + (p.stride_w > 1 ? 8 : 0)) +
+  const int64_t along = p.kernel_w <= 4 ? 2 : p.kernel_w <= 16 ? 3 : 6;
+  const int64_t steps = p.stride_h * p.stride_w * along + (p.stride_w > 1 ? 4 : 0) +
                         (p.kernel_h == 1 ? 0 : 2 + 2 * p.stride_h);
   pays = possible && p.kernel_h * p.kernel_w > steps;
   if (!pays) return;
-  // Tiles long enough that few windows cross their ends, small enough for the second-level cache.
+  // Tiles long enough that few windows cross their ends, small enough for the nearest caches.
   const int64_t rows = p.kernel_h == 1 ? 1 : p.in_h;
-  int64_t span = std::max({2 * p.kernel_w, std::min<int64_t>(8192, 32768 / rows), int64_t{64}});
+  const int64_t span =
+      std::max({4 * p.kernel_w, std::min<int64_t>(2048, 32768 / rows), int64_t{64}});
   tile = std::min(RoundUp(std::max<int64_t>(1, span / p.stride_w), kColumn), p.out_w);
   tiles = (p.out_w + tile - 1) / tile;
   const int64_t n = (tile - 1) * p.stride_w + 1;
