@@ -55,25 +55,26 @@ class Client {
   absl::StatusOr<v1::method##Response> method(const v1::method##Request& request);
 #define TANDEM_INFERENCE_CALL(method) \
   absl::StatusOr<inference::method##Response> method(const inference::method##Request& request);
-#define TANDEM_CALLS                     \
-  TANDEM_CALL(models, ListModels)        \
-  TANDEM_CALL(models, GetModel)          \
-  TANDEM_CALL(models, CreateModel)       \
-  TANDEM_CALL(models, LoadModel)         \
-  TANDEM_CALL(models, UnloadModel)       \
-  TANDEM_CALL(models, SaveModel)         \
-  TANDEM_CALL(models, AnalyzeModel)      \
-  TANDEM_CALL(models, ListActivations)   \
-  TANDEM_CALL(training, StartTraining)   \
-  TANDEM_CALL(training, ForwardBackward) \
-  TANDEM_CALL(training, OptimStep)       \
-  TANDEM_CALL(training, TrainStep)       \
-  TANDEM_CALL(training, Evaluate)        \
-  TANDEM_CALL(training, GetTraining)     \
-  TANDEM_CALL(training, StopTraining)    \
-  TANDEM_CALL(sampling, Score)           \
-  TANDEM_CALL(sampling, Tokenize)        \
-  TANDEM_CALL(sampling, Detokenize)      \
+#define TANDEM_CALLS                         \
+  TANDEM_CALL(models, ListModels)            \
+  TANDEM_CALL(models, GetModel)              \
+  TANDEM_CALL(models, CreateModel)           \
+  TANDEM_CALL(models, LoadModel)             \
+  TANDEM_CALL(models, UnloadModel)           \
+  TANDEM_CALL(models, SaveModel)             \
+  TANDEM_CALL(models, AnalyzeModel)          \
+  TANDEM_CALL(models, ListActivations)       \
+  TANDEM_CALL(training, StartTraining)       \
+  TANDEM_CALL(training, ForwardBackward)     \
+  TANDEM_CALL(training, OptimStep)           \
+  TANDEM_CALL(training, TrainStep)           \
+  TANDEM_CALL(training, Evaluate)            \
+  TANDEM_CALL(training, EvaluatePredictions) \
+  TANDEM_CALL(training, GetTraining)         \
+  TANDEM_CALL(training, StopTraining)        \
+  TANDEM_CALL(sampling, Score)               \
+  TANDEM_CALL(sampling, Tokenize)            \
+  TANDEM_CALL(sampling, Detokenize)          \
   TANDEM_CALL(sampling, SampleDistribution)
 #define TANDEM_INFERENCE_CALLS          \
   TANDEM_INFERENCE_CALL(ServerLive)     \

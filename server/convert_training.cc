@@ -3,6 +3,7 @@
 #include <cmath>
 #include <set>
 
+#include "engine/train/metrics.h"
 #include "server/convert.h"
 #include "server/convert_models.h"
 
@@ -18,7 +19,11 @@ constexpr LossPair kLosses[] = {{Loss::kCrossEntropy, v1::LOSS_CROSS_ENTROPY},
                                 {Loss::kL1, v1::LOSS_L1},
                                 {Loss::kHuber, v1::LOSS_HUBER},
                                 {Loss::kBceWithLogits, v1::LOSS_BCE_WITH_LOGITS},
-                                {Loss::kGraphOutput, v1::LOSS_GRAPH_OUTPUT}};
+                                {Loss::kGraphOutput, v1::LOSS_GRAPH_OUTPUT},
+                                {Loss::kSoftAccuracy, v1::LOSS_SOFT_ACCURACY},
+                                {Loss::kSoftF1, v1::LOSS_SOFT_F1}};
+
+bool HasTemperature(Loss loss) { return loss == Loss::kSoftAccuracy || loss == Loss::kSoftF1; }
 
 absl::StatusOr<TokenSequence> FromProto(const v1::Sequence& sequence, std::string_view what) {
   const int tokens = sequence.tokens_size();
@@ -82,6 +87,16 @@ absl::StatusOr<Objective> FromProto(const v1::Objective& objective) {
     }
     out.huber_delta = objective.huber_delta();
   }
+  if (objective.has_temperature()) {
+    const absl::Status valid = CheckTemperature(objective.temperature());
+    if (!valid.ok()) return Annotate(valid, "objective");
+    if (!HasTemperature(out.loss)) {
+      return InvalidArgument(
+          "objective.temperature is set, but the loss is neither LOSS_SOFT_ACCURACY nor "
+          "LOSS_SOFT_F1");
+    }
+    out.temperature = objective.temperature();
+  }
   return out;
 }
 
@@ -95,6 +110,7 @@ v1::Objective ToProto(const Objective& objective) {
   out.set_output(objective.output);
   out.set_target(objective.target);
   if (objective.loss == Loss::kHuber) out.set_huber_delta(objective.huber_delta);
+  if (HasTemperature(objective.loss)) out.set_temperature(objective.temperature);
   return out;
 }
 

@@ -9,6 +9,7 @@
 
 #include "engine/train/trainer.h"
 #include "server/call.h"
+#include "server/convert_metrics.h"
 #include "server/convert_training.h"
 #include "server/metrics.h"
 #include "server/model_store.h"
@@ -116,6 +117,7 @@ class TrainingService final : public v1::TrainingService::CallbackService {
         train_step_(deps_, "TrainStep"),
         train_stream_(deps_, "TrainStream"),
         evaluate_(deps_, "Evaluate"),
+        evaluate_predictions_(deps_, "EvaluatePredictions"),
         get_training_(deps_, "GetTraining"),
         stop_training_(deps_, "StopTraining") {}
 
@@ -189,6 +191,20 @@ class TrainingService final : public v1::TrainingService::CallbackService {
     });
   }
 
+  Reactor* EvaluatePredictions(Context* context, const v1::EvaluatePredictionsRequest* request,
+                               v1::EvaluatePredictionsResponse* response) override {
+    return StartCall(evaluate_predictions_, context, Place::kServing,
+                     [=, this]() -> absl::StatusOr<Work> {
+                       TANDEM_ASSIGN_OR_RETURN(PredictionsTask task, FromProto(*request));
+                       return [=, this, task = std::move(task)]() -> absl::Status {
+                         TANDEM_ASSIGN_OR_RETURN(const MetricReport report,
+                                                 EvaluateTask(task, metric_plans_));
+                         ToProto(report, response);
+                         return absl::OkStatus();
+                       };
+                     });
+  }
+
   Reactor* GetTraining(Context* context, const v1::GetTrainingRequest* request,
                        v1::GetTrainingResponse* response) override {
     return StartCall(get_training_, context, Place::kServing, [=, this]() -> absl::StatusOr<Work> {
@@ -226,7 +242,8 @@ class TrainingService final : public v1::TrainingService::CallbackService {
 
   const Dependencies deps_;
   const Method start_training_, forward_backward_, optim_step_, train_step_, train_stream_,
-      evaluate_, get_training_, stop_training_;
+      evaluate_, evaluate_predictions_, get_training_, stop_training_;
+  PlanCache metric_plans_{64};  // compute thread only
 };
 
 }  // namespace

@@ -35,6 +35,7 @@ void AddGenerateCommands(CLI::App& app, Session& session);
 void AddDistributionCommands(CLI::App& app, Session& session);
 void AddApproximateCommands(CLI::App& app, Session& session);
 void AddExampleCommands(CLI::App& app, Session& session);
+void AddEvaluateCommand(CLI::App& app, Session& session);
 
 // Sets an optional field of the request only if the option is given.
 template <typename T, typename Set>
@@ -57,6 +58,10 @@ absl::StatusOr<std::string> ReadFile(const std::string& path);
 absl::Status WriteFile(const std::string& path, std::string_view contents);
 // .npy, or .pb (an ONNX TensorProto), by the name's ending.
 absl::StatusOr<Tensor> ReadTensorFile(const std::string& path);
+v1::DataType ToProto(DType dtype);
+v1::Tensor ToProto(const Tensor& tensor);
+// INTERNAL: a server's tensor that is not as long as its shape, or of no known dtype.
+absl::StatusOr<Tensor> FromProto(const v1::Tensor& tensor);
 
 // The progress line of a long command: rewritten in place on a terminal, a line now and then
 // otherwise.

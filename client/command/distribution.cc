@@ -42,29 +42,6 @@ absl::StatusOr<Enum> ParseEnum(const std::string& text, std::string_view prefix)
   return static_cast<Enum>(value->number());
 }
 
-v1::Tensor ToProto(const Tensor& tensor) {
-  v1::Tensor out;
-  out.set_dtype(tensor.dtype() == DType::kF64 ? v1::DATA_TYPE_F64 : v1::DATA_TYPE_F32);
-  for (int64_t dim : tensor.shape()) out.add_shape(dim);
-  out.set_data(tensor.raw(), tensor.bytes());
-  return out;
-}
-
-absl::StatusOr<Tensor> FromProto(const v1::Tensor& tensor) {
-  const DType dtype = tensor.dtype() == v1::DATA_TYPE_I64   ? DType::kI64
-                      : tensor.dtype() == v1::DATA_TYPE_F64 ? DType::kF64
-                                                            : DType::kF32;
-  TANDEM_ASSIGN_OR_RETURN(
-      Shape shape, Shape::Checked({tensor.shape().data(), static_cast<size_t>(tensor.shape_size())},
-                                  SizeOf(dtype), "tensor"));
-  Tensor out(dtype, std::move(shape));
-  if (out.bytes() != static_cast<int64_t>(tensor.data().size())) {
-    return Internal("a tensor has the wrong number of bytes");
-  }
-  std::copy(tensor.data().begin(), tensor.data().end(), static_cast<char*>(out.raw()));
-  return out;
-}
-
 // "1.5" (a scalar), "1,2,3" (a vector), "1,2;3,4" (a matrix) or a file of ReadTensorFile.
 absl::StatusOr<Tensor> ParseParameter(const std::string& name, const std::string& text,
                                       DType dtype) {

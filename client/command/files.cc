@@ -44,4 +44,33 @@ absl::StatusOr<Tensor> ReadTensorFile(const std::string& path) {
   return InvalidArgument("'", path, "' ends in neither .npy nor .pb");
 }
 
+v1::DataType ToProto(DType dtype) {
+  // The proto's enumeration is the engine's, shifted by one for "unspecified".
+  return static_cast<v1::DataType>(static_cast<int>(dtype) + 1);
+}
+
+v1::Tensor ToProto(const Tensor& tensor) {
+  v1::Tensor out;
+  out.set_dtype(ToProto(tensor.dtype()));
+  for (int64_t dim : tensor.shape()) out.add_shape(dim);
+  out.set_data(tensor.raw(), tensor.bytes());
+  return out;
+}
+
+absl::StatusOr<Tensor> FromProto(const v1::Tensor& tensor) {
+  if (tensor.dtype() < v1::DATA_TYPE_F32 || tensor.dtype() > v1::DATA_TYPE_BOOL) {
+    return Internal("a tensor has the unknown dtype ", static_cast<int>(tensor.dtype()));
+  }
+  const auto dtype = static_cast<DType>(static_cast<int>(tensor.dtype()) - 1);
+  TANDEM_ASSIGN_OR_RETURN(
+      Shape shape, Shape::Checked({tensor.shape().data(), static_cast<size_t>(tensor.shape_size())},
+                                  SizeOf(dtype), "tensor"));
+  Tensor out(dtype, std::move(shape));
+  if (out.bytes() != static_cast<int64_t>(tensor.data().size())) {
+    return Internal("a tensor has the wrong number of bytes");
+  }
+  std::copy(tensor.data().begin(), tensor.data().end(), static_cast<char*>(out.raw()));
+  return out;
+}
+
 }  // namespace tandem::command

@@ -19,6 +19,7 @@ int main(int argc, char** argv) {
   tandem::command::AddDistributionCommands(app, session);
   tandem::command::AddApproximateCommands(app, session);
   tandem::command::AddExampleCommands(app, session);
+  tandem::command::AddEvaluateCommand(app, session);
   CLI11_PARSE(app, argc, argv);
   return session.exit_code;
 }

@@ -26,6 +26,7 @@ struct TrainOptions {
   std::vector<std::string> inputs;
   std::string target, loss = "cross-entropy";
   int64_t batch = 12, steps = 500, warmup = -1, eval_every = 0, eval_batches = 20;
+  double temperature = 0;
   double lr = 1e-3, min_lr = -1, beta1 = 0.9, beta2 = 0.99, epsilon = 1e-8, decay = 0.1, clip = 1;
   bool decay_vectors = false;
   std::vector<std::string> no_decay, no_decay_roles;
@@ -93,11 +94,6 @@ class TextSource final : public BatchSource {
   int64_t block_ = 0, batch_ = 0;
   std::mt19937_64 random_, validation_random_;
 };
-
-v1::DataType ToProto(DType dtype) {
-  // The proto's enumeration is the engine's, shifted by one for "unspecified".
-  return static_cast<v1::DataType>(static_cast<int>(dtype) + 1);
-}
 
 // Rows of .npy or .pb arrays, in a new random order each epoch.
 class ArraySource final : public BatchSource {
@@ -179,6 +175,8 @@ absl::StatusOr<v1::Loss> ParseLoss(const std::string& name) {
   if (name == "huber") return v1::LOSS_HUBER;
   if (name == "bce") return v1::LOSS_BCE_WITH_LOGITS;
   if (name == "graph-output") return v1::LOSS_GRAPH_OUTPUT;
+  if (name == "soft-accuracy") return v1::LOSS_SOFT_ACCURACY;
+  if (name == "soft-f1") return v1::LOSS_SOFT_F1;
   return InvalidArgument("loss '", name, "' is unknown");
 }
 
@@ -192,6 +190,7 @@ absl::Status StartTraining(Client& client, const TrainOptions& o) {
   request.set_model(o.model);
   TANDEM_ASSIGN_OR_RETURN(const v1::Loss loss, ParseLoss(o.loss));
   request.mutable_objective()->set_loss(loss);
+  if (o.temperature != 0) request.mutable_objective()->set_temperature(o.temperature);
   request.mutable_objective()->set_reduction(v1::REDUCTION_MEAN);
   v1::OptimizerParameters& p = *request.mutable_optimizer()->mutable_parameters();
   request.mutable_optimizer()->set_kind(v1::OPTIMIZER_KIND_ADAMW);
@@ -378,8 +377,10 @@ void AddTrainCommand(CLI::App& app, Session& session) {
   train->add_option("--target", o->target, "what the output is compared with: FILE.npy");
   train
       ->add_option("--loss", o->loss,
-                   "cross-entropy, mse, l1, huber, bce (with logits) or graph-output")
+                   "cross-entropy, mse, l1, huber, bce (with logits), graph-output, soft-accuracy "
+                   "or soft-f1")
       ->capture_default_str();
+  train->add_option("--temperature", o->temperature, "of soft-accuracy and soft-f1; default: 1");
   train->add_option("--steps", o->steps, "optimizer steps")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();

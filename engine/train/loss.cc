@@ -1,10 +1,12 @@
 #include "engine/train/loss.h"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <utility>
 
 #include "engine/ops/ops.h"
+#include "engine/train/metrics.h"
 
 namespace tandem {
 namespace {
@@ -67,6 +69,7 @@ absl::StatusOr<LossInputs> PackSequences(const Model& model, const Objective& ob
   }
   LossInputs packed;
   packed.packed = true;
+  packed.class_targets = true;
   packed.sequences = static_cast<int64_t>(batch.sequences.size());
   Tensor ids(DType::kI32, {tokens});                        // (N)
   Tensor positions(DType::kI32, {tokens});                  // (N)
@@ -95,6 +98,8 @@ absl::StatusOr<LossInputs> PackSequences(const Model& model, const Objective& ob
   for (const Tensor& tensor : packed.owned) packed.inputs.push_back(&tensor);
   return packed;
 }
+
+bool IsSoft(Loss loss) { return loss == Loss::kSoftAccuracy || loss == Loss::kSoftF1; }
 
 // Class indices become i32 and are checked once their number of classes is known, in BuildLosses'
 // caller; here only the dtype.
@@ -125,12 +130,17 @@ absl::StatusOr<LossInputs> PrepareTensors(const Model& model, const Objective& o
     if (target == nullptr) {
       return InvalidArgument("the batch has no tensor '", objective.target, "' to compare with");
     }
-    const bool classes = objective.loss == Loss::kCrossEntropy;
-    if (classes ? (target->dtype() != DType::kI32 && target->dtype() != DType::kI64)
-                : target->dtype() != DType::kF32) {
+    const bool indices = target->dtype() == DType::kI32 || target->dtype() == DType::kI64;
+    const bool values = target->dtype() == DType::kF32;
+    const bool classes = objective.loss == Loss::kCrossEntropy, soft = IsSoft(objective.loss);
+    if (!((classes || soft) && indices) && !(!classes && values)) {
       return InvalidArgument("target '", objective.target, "' is ", DTypeName(target->dtype()),
-                             ", expected ", classes ? "i32 or i64 class indices" : "f32");
+                             ", expected ",
+                             soft      ? "i32 or i64 class indices, or f32 labels"
+                             : classes ? "i32 or i64 class indices"
+                                       : "f32");
     }
+    prepared.class_targets = indices;
     prepared.inputs.push_back(target);
   }
   for (size_t i = 0; i < used.size(); ++i) {
@@ -143,21 +153,51 @@ absl::StatusOr<LossInputs> PrepareTensors(const Model& model, const Objective& o
   return prepared;
 }
 
-Value CrossEntropyOfRows(Builder& b, Value logits, Value targets, const Tensor& target_tensor) {
-  const Shape& shape = b.shape(logits);
+// Rows of logits (N, C) and their class indices (N), i32.
+struct Rows {
+  Value logits, targets;
+};
+Rows RowsOf(Builder& b, Value logits, Value targets, const Tensor& target_tensor) {
   if (!b.ok()) return {};
-  if (shape.rank() < 1) return b.Fail(InvalidArgument("the output is a scalar: no classes"));
+  const Shape shape = b.shape(logits);
+  if (shape.rank() < 1) return {b.Fail(InvalidArgument("the output is a scalar: no classes")), {}};
   const int64_t classes = shape[-1];
   const Shape rows(shape.dims().first(shape.rank() - 1));
   if (target_tensor.shape() != rows) {
-    return b.Fail(InvalidArgument("the target has shape ", target_tensor.shape().ToString(),
-                                  ", expected ", rows.ToString(), " class indices for an output ",
-                                  shape.ToString()));
+    return {b.Fail(InvalidArgument("the target has shape ", target_tensor.shape().ToString(),
+                                   ", expected ", rows.ToString(), " class indices for an output ",
+                                   shape.ToString())),
+            {}};
   }
   const int64_t count = rows.num_elements();
   Value flat = ops::Reshape(b, targets, {count});
   if (b.dtype(flat) == DType::kI64) flat = ops::Cast(b, flat, DType::kI32);
-  return ops::SoftmaxCrossEntropy(b, ops::Reshape(b, logits, {count, classes}), flat)[0];
+  return {ops::Reshape(b, logits, {count, classes}), flat};
+}
+
+// 1 - a smooth metric. Accuracy: one a row, or a label; F1: one.
+Value SoftLoss(Builder& b, const Objective& objective, Value logits, Value target,
+               const LossInputs& inputs) {
+  const double t = objective.temperature;
+  const bool f1 = objective.loss == Loss::kSoftF1;
+  Value metric;
+  if (inputs.class_targets) {
+    const Rows rows = RowsOf(b, logits, target, *inputs.inputs.back());
+    metric = f1 ? MacroF1(b, CountClasses(b, rows.logits, rows.targets, t))
+                : SoftHits(b, rows.logits, rows.targets, t);
+  } else {
+    if (!b.ok()) return {};
+    const Shape shape = b.shape(logits);
+    if (shape != b.shape(target) || shape.rank() < 1) {
+      return b.Fail(InvalidArgument("the target has shape ", b.shape(target).ToString(),
+                                    ", the output ", shape.ToString(),
+                                    "; expected the same, with classes in the last dimension"));
+    }
+    const Shape flat{shape.num_elements() / std::max<int64_t>(1, shape[-1]), shape[-1]};
+    const Value x = ops::Reshape(b, logits, flat), labels = ops::Reshape(b, target, flat);
+    metric = f1 ? MacroF1(b, CountLabels(b, x, labels, t)) : SoftAgreement(b, x, labels, t);
+  }
+  return ops::Sub(b, b.Scalar(1), metric);
 }
 
 // Elementwise losses of output x against target t, of one shape.
@@ -200,6 +240,7 @@ absl::Status CheckObjective(const Model& model, const Objective& objective) {
   if (!(objective.huber_delta > 0) || !std::isfinite(objective.huber_delta)) {
     return InvalidArgument("huber_delta is ", objective.huber_delta, ", must be positive");
   }
+  TANDEM_RETURN_IF_ERROR(CheckTemperature(objective.temperature));
   return OutputIndex(model, objective).status();
 }
 
@@ -248,7 +289,10 @@ absl::StatusOr<Value> BuildLosses(Builder& builder, const Model& model, const Ob
     }
     losses = output;
   } else if (objective.loss == Loss::kCrossEntropy) {
-    losses = CrossEntropyOfRows(builder, output, values.back(), *inputs.inputs.back());
+    const Rows rows = RowsOf(builder, output, values.back(), *inputs.inputs.back());
+    losses = ops::SoftmaxCrossEntropy(builder, rows.logits, rows.targets)[0];
+  } else if (IsSoft(objective.loss)) {
+    losses = SoftLoss(builder, objective, output, values.back(), inputs);
   } else {
     losses = ElementLoss(builder, objective, output, values.back());
   }
@@ -257,8 +301,11 @@ absl::StatusOr<Value> BuildLosses(Builder& builder, const Model& model, const Ob
 }
 
 std::string LossKey(const Objective& objective, const LossInputs& inputs) {
+  // The numbers exactly: as text they would lose digits.
   std::string key = StrCat(static_cast<int>(objective.loss), " ", objective.output, " ",
-                           objective.huber_delta, inputs.packed ? " packed" : " tensors");
+                           absl::Hex(std::bit_cast<uint64_t>(objective.huber_delta)), " ",
+                           absl::Hex(std::bit_cast<uint64_t>(objective.temperature)),
+                           inputs.packed ? " packed" : " tensors");
   for (const Tensor* tensor : inputs.inputs) key += StrCat(" ", tensor->type().ToString());
   return key;
 }

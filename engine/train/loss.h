@@ -2,7 +2,7 @@
 //
 // The graph computes the unreduced losses; reduction happens outside, in double, and reaches the
 // gradient as the cotangent of the losses (weight_i x scale). So one plan serves every reduction
-// and every set of weights.
+// and every set of weights. A loss that is not a mean over the batch is one element.
 #pragma once
 
 #include <string>
@@ -19,6 +19,7 @@ struct LossInputs {
   std::vector<const Tensor*> inputs;  // the model's inputs, then the target
   std::vector<float> weights;         // (elements) of the losses; empty: ones
   int64_t sequences = 0;              // packed: S
+  bool class_targets = false;         // the target's elements are class indices
 };
 
 // The objective's own values, and that the model has the output it names.

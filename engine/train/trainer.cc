@@ -36,7 +36,7 @@ absl::Status CheckRange(std::string_view name, double value, double low, bool lo
       std::isinf(high) ? std::string(" and finite") : StrCat(" and below ", high));
 }
 
-// The class indices of a cross-entropy target, against the number of classes that the graph has.
+// The class indices of a target, against the number of classes that the graph has.
 absl::Status CheckTargets(const Plan& plan, const LossInputs& inputs) {
   int64_t classes = 0;
   for (const Node& node : plan.graph().nodes()) {
@@ -213,7 +213,7 @@ absl::StatusOr<LossReport> Trainer::ForwardBackward(const Batch& batch) {
     for (Value v : gradients) builder.Output(v);
     return builder.Finish();
   }));
-  if (objective_.loss == Loss::kCrossEntropy) TANDEM_RETURN_IF_ERROR(CheckTargets(*plan, inputs));
+  if (inputs.class_targets) TANDEM_RETURN_IF_ERROR(CheckTargets(*plan, inputs));
 
   // The cotangent of the losses: weight / what MEAN divides by.
   Tensor losses(plan->output_types()[0]);
@@ -316,7 +316,7 @@ absl::StatusOr<LossReport> Trainer::Evaluate(Model* model, const Objective& obje
     builder.Output(losses);
     return builder.Finish();
   }));
-  if (objective.loss == Loss::kCrossEntropy) TANDEM_RETURN_IF_ERROR(CheckTargets(*plan, inputs));
+  if (inputs.class_targets) TANDEM_RETURN_IF_ERROR(CheckTargets(*plan, inputs));
   plan->SetRandomKey(0, 0);
   TANDEM_ASSIGN_OR_RETURN(const std::vector<Tensor> losses,
                           RunPlan(*plan, inputs.inputs, model->parameters().pointers()));

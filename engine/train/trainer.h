@@ -13,7 +13,17 @@
 
 namespace tandem {
 
-enum class Loss : uint8_t { kCrossEntropy, kMse, kL1, kHuber, kBceWithLogits, kGraphOutput };
+// kSoftAccuracy, kSoftF1: 1 - the smooth metric of metrics.h; F1 (macro) is one loss for the batch.
+enum class Loss : uint8_t {
+  kCrossEntropy,
+  kMse,
+  kL1,
+  kHuber,
+  kBceWithLogits,
+  kGraphOutput,
+  kSoftAccuracy,
+  kSoftF1
+};
 enum class Reduction : uint8_t { kMean, kSum };
 
 struct Objective {
@@ -22,6 +32,7 @@ struct Objective {
   std::string output;             // empty: the only one
   std::string target = "target";  // the batch's tensor to compare with
   double huber_delta = 1;
+  double temperature = 1;  // kSoftAccuracy, kSoftF1
 };
 
 struct OptimizerOptions {
