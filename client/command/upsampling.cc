@@ -1,5 +1,6 @@
 // tandem example upsampling: one small super-resolution net after another, alike but for how they
 // upsample, each trained over the wire and measured against plain bicubic interpolation.
+#include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <cstdio>
@@ -156,10 +157,10 @@ class NetWriter {
   using Ints = std::vector<int64_t>;
 
   void Resize(const std::string& from, const std::string& to, const std::string& mode) {
-    OnnxWriter::NodeAttributes attributes = {{"mode", mode}};
+    std::vector<OnnxWriter::Attribute> attributes = {{"mode", mode}};
     if (mode == "nearest") {
-      attributes.push_back({"coordinate_transformation_mode", std::string("asymmetric")});
-      attributes.push_back({"nearest_mode", std::string("floor")});
+      attributes.emplace_back("coordinate_transformation_mode", std::string("asymmetric"));
+      attributes.emplace_back("nearest_mode", std::string("floor"));
     }
     onnx_.Node("Resize", {from, "", "scales"}, {to}, attributes);
   }
@@ -326,6 +327,7 @@ absl::Status RunUpsampling(const Session& session, const UpsamplingOptions& o) {
     if (!o.keep || !status.ok()) {
       v1::UnloadModelRequest unload;
       unload.set_model(model);
+      unload.set_force(true);  // it is not saved anywhere
       status.Update(client.UnloadModel(unload).status());
     }
     if (!status.ok()) {

@@ -45,27 +45,29 @@ void OnnxWriter::Weights(std::string_view name, const std::vector<int64_t>& dims
 }
 
 void OnnxWriter::Node(std::string_view op, const std::vector<std::string>& inputs,
-                      const std::vector<std::string>& outputs, const NodeAttributes& attributes) {
+                      const std::vector<std::string>& outputs,
+                      const std::vector<Attribute>& attributes) {
   onnx::NodeProto* node = model_->mutable_graph()->add_node();
   node->set_op_type(std::string(op));
   node->set_name(outputs.empty() ? std::string(op) : outputs[0]);
   for (const std::string& input : inputs) node->add_input(input);
   for (const std::string& output : outputs) node->add_output(output);
-  for (const auto& [name, value] : attributes) {
+  for (const Attribute& a : attributes) {
     onnx::AttributeProto* attribute = node->add_attribute();
-    attribute->set_name(std::string(name));
-    if (const auto* i = std::get_if<int64_t>(&value)) {
-      attribute->set_type(onnx::AttributeProto::INT);
-      attribute->set_i(*i);
-    } else if (const auto* f = std::get_if<float>(&value)) {
-      attribute->set_type(onnx::AttributeProto::FLOAT);
-      attribute->set_f(*f);
-    } else if (const auto* ints = std::get_if<std::vector<int64_t>>(&value)) {
-      attribute->set_type(onnx::AttributeProto::INTS);
-      for (const int64_t each : *ints) attribute->add_ints(each);
-    } else {
-      attribute->set_type(onnx::AttributeProto::STRING);
-      attribute->set_s(std::get<std::string>(value));
+    attribute->set_name(a.name);
+    switch (a.kind) {
+      case Attribute::Kind::kInt:
+        attribute->set_type(onnx::AttributeProto::INT);
+        attribute->set_i(a.number);
+        break;
+      case Attribute::Kind::kInts:
+        attribute->set_type(onnx::AttributeProto::INTS);
+        for (const int64_t each : a.numbers) attribute->add_ints(each);
+        break;
+      case Attribute::Kind::kString:
+        attribute->set_type(onnx::AttributeProto::STRING);
+        attribute->set_s(a.text);
+        break;
     }
   }
 }

@@ -9,7 +9,6 @@
 #include <string>
 #include <string_view>
 #include <utility>
-#include <variant>
 #include <vector>
 
 namespace onnx {
@@ -20,9 +19,21 @@ namespace tandem {
 
 class OnnxWriter {
  public:
-  // int, float, ints or string.
-  using Attribute = std::variant<int64_t, float, std::vector<int64_t>, std::string>;
-  using NodeAttributes = std::vector<std::pair<std::string_view, Attribute>>;
+  // An attribute of ONNX's type INT, INTS or STRING.
+  struct Attribute {
+    Attribute(std::string_view n, int64_t value) : name(n), number(value) {}
+    Attribute(std::string_view n, std::vector<int64_t> values)
+        : name(n), kind(Kind::kInts), numbers(std::move(values)) {}
+    Attribute(std::string_view n, std::string value)
+        : name(n), kind(Kind::kString), text(std::move(value)) {}
+
+    enum class Kind : uint8_t { kInt, kInts, kString };
+    std::string name;
+    Kind kind = Kind::kInt;
+    int64_t number = 0;
+    std::vector<int64_t> numbers;
+    std::string text;
+  };
 
   // A graph in the operators of that opset (https://onnx.ai/onnx/operators).
   explicit OnnxWriter(int64_t opset);
@@ -39,7 +50,7 @@ class OnnxWriter {
                const std::vector<float>& values);
   // Appends a node; an input named "" is absent.
   void Node(std::string_view op, const std::vector<std::string>& inputs,
-            const std::vector<std::string>& outputs, const NodeAttributes& attributes = {});
+            const std::vector<std::string>& outputs, const std::vector<Attribute>& attributes = {});
   // The file's bytes.
   std::string Bytes() const;
 
