@@ -408,6 +408,57 @@ TEST_F(ProcessTest, ApproximatesFromTheCommandLine) {
   EXPECT_NE(output.find("'three' is not a finite number"), std::string::npos) << output;
 }
 
+TEST_F(ProcessTest, EvaluatesPredictionsFromTheCommandLine) {
+  const auto save = [&](const char* name, const Tensor& tensor) {
+    const std::string path = folder_ / name;
+    const auto npy = WriteNpy(tensor);
+    EXPECT_TRUE(npy.ok()) << npy.status();
+    WriteFile(path, *npy);
+    return path;
+  };
+  // Predicted 0, 1, 0, of doubles as NumPy writes them.
+  const std::vector<double> values = {3, 1, 0, 2, 2, 1};
+  const std::vector<int64_t> classes = {0, 1, 1}, flags = {1, 0, 0, 1, 1, 1};
+  const std::string logits = save("logits.npy", Tensor::Of<double>({3, 2}, values));
+  const std::string targets = save("targets.npy", Tensor::Of<int64_t>({3}, classes));
+  const std::string labels = save("labels.npy", Tensor::Of<int64_t>({3, 2}, flags));
+  const std::string gradient = folder_ / "gradient.npy";
+  std::string output;
+  const auto json = [&](std::vector<std::string> words) {
+    words.insert(words.begin(), {"--json", "evaluate-predictions", logits});
+    EXPECT_EQ(Run(words, &output), 0) << output;
+    return nlohmann::json::parse(output);
+  };
+  auto answer = json({"--targets", targets, "--top-k", "2", "--temperature", "0.001", "--gradient",
+                      gradient, "--gradient-of", "accuracy"});
+  EXPECT_NEAR(answer["values"][0]["hard"].get<double>(), 2.0 / 3, 1e-9);
+  EXPECT_NEAR(answer["values"][0]["smooth"].get<double>(), 2.0 / 3, 1e-6);
+  EXPECT_EQ(answer["values"][3]["k"], "2");
+  const auto read = ReadNpy(ReadFile(gradient));
+  ASSERT_TRUE(read.ok()) << read.status();
+  EXPECT_EQ(read->shape(), (Shape{3, 2}));
+  answer = json({"--labels", labels, "--threshold", "0.9"});
+  EXPECT_EQ(answer["values"][0]["hard"], 0.5);
+  WriteFile(folder_ / "references.txt", "2 | 0 1 | 1 1\n\n1 | 0 1\n");
+  answer = json({"--references", folder_ / "references.txt", "--max-order", "2", "--add-k", "1"});
+  EXPECT_EQ(answer["precisions"][0], 1);
+  EXPECT_EQ(answer["precisions"][1], 1);
+  EXPECT_EQ(answer["reference_tokens"], "4");
+  ASSERT_EQ(Run({"evaluate-predictions", logits, "--targets", targets}, &output), 0) << output;
+  EXPECT_NE(output.find("f1-macro  0.666667  "), std::string::npos) << output;
+  EXPECT_NE(output.find("CLASS  SUPPORT  F1"), std::string::npos) << output;
+  EXPECT_EQ(Run({"evaluate-predictions", logits}, &output), 1);
+  EXPECT_NE(output.find("give one of --targets, --labels and --references"), std::string::npos);
+  EXPECT_EQ(Run({"evaluate-predictions", logits, "--targets", targets, "--probabilities"}, &output),
+            1);
+  EXPECT_NE(output.find("expected a probability"), std::string::npos) << output;
+  WriteFile(folder_ / "references.txt", "2 1 | 0");
+  EXPECT_EQ(
+      Run({"evaluate-predictions", logits, "--references", folder_ / "references.txt"}, &output),
+      1);
+  EXPECT_NE(output.find("line 1: '1' where LENGTH"), std::string::npos) << output;
+}
+
 class MaterialTest : public ProcessTest {
  protected:
   Tensor ReadProto(const std::string& path) {
