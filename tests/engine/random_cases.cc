@@ -5,8 +5,8 @@
 #include <numbers>
 
 #include "engine/base/philox.h"
-#include "tests/engine/gamma_reference.h"
 #include "tests/engine/op_cases.h"
+#include "tests/engine/special_functions.h"
 
 namespace tandem::testing {
 namespace {

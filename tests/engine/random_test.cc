@@ -18,7 +18,7 @@
 #include "engine/graph/gradient.h"
 #include "engine/ops/ops.h"
 #include "hwy/targets.h"
-#include "tests/engine/gamma_reference.h"
+#include "tests/engine/special_functions.h"
 
 namespace tandem {
 namespace {
@@ -80,19 +80,6 @@ std::vector<double> AsDoubles(const Tensor& t) {
   return v;
 }
 
-// Kolmogorov and Smirnov's sqrt(n) D: above 1.95 once in a thousand samples of the distribution.
-template <class Cdf>
-double KolmogorovSmirnov(std::vector<double> x, Cdf cdf) {
-  std::sort(x.begin(), x.end());
-  const auto n = static_cast<double>(x.size());
-  double d = 0;
-  for (size_t i = 0; i < x.size(); ++i) {
-    const double p = cdf(x[i]), below = static_cast<double>(i) / n;
-    d = std::max({d, p - below, below + 1 / n - p});
-  }
-  return d * std::sqrt(n);
-}
-
 struct Distribution {
   const char* name;
   Noise noise;
@@ -129,7 +116,7 @@ TEST_P(NoiseTest, HasTheDistributionsMomentsAndShape) {
   EXPECT_NEAR(mean, d.mean, 4 * std::sqrt(d.variance / n));
   EXPECT_NEAR(variance, d.variance, 4 * std::sqrt((d.fourth - d.variance * d.variance) / n));
   EXPECT_NEAR(neighbours, 0, 4 * d.variance / std::sqrt(n));
-  EXPECT_LT(KolmogorovSmirnov(x, d.cdf), 1.95);
+  EXPECT_LT(testing::KolmogorovSmirnov(x, d.cdf), 1.95);
   for (double v : x) ASSERT_TRUE(std::isfinite(v));
   if (d.noise == Noise::kUniform) {
     EXPECT_GT(*std::min_element(x.begin(), x.end()), 0);
@@ -379,7 +366,9 @@ TEST_P(GammaTest, HasTheDistribution) {
   const double expected = cpu::Trigamma(exact);
   EXPECT_NEAR(mean, cpu::Digamma(exact), 4 * std::sqrt(expected / n));
   EXPECT_NEAR(variance, expected, 4 * expected * std::sqrt(8 / n));
-  EXPECT_LT(KolmogorovSmirnov(log_z, [&](double v) { return testing::GammaCdf(exact, v); }), 1.95);
+  EXPECT_LT(
+      testing::KolmogorovSmirnov(log_z, [&](double v) { return testing::LogGammaCdf(exact, v); }),
+      1.95);
 }
 
 INSTANTIATE_TEST_SUITE_P(All, GammaTest,
