@@ -129,9 +129,13 @@ std::vector<Value> Replay(const Graph& graph, Builder& builder) {
   const auto mapped = [&](Value v) {
     if (!v.valid() || map[v.id].valid()) return v.valid() ? map[v.id] : Value{};
     const ValueInfo& info = graph.info(v);
-    map[v.id] = info.kind == ValueKind::kParameter
-                    ? builder.Parameter(info.index, info.name, info.type)
-                    : builder.Constant(info.constant);
+    if (info.kind == ValueKind::kRandomKey) {
+      map[v.id] = builder.RandomKey();
+    } else {
+      map[v.id] = info.kind == ValueKind::kParameter
+                      ? builder.Parameter(info.index, info.name, info.type)
+                      : builder.Constant(info.constant);
+    }
     return map[v.id];
   };
   for (const Node& node : graph.nodes()) {

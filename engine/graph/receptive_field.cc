@@ -148,7 +148,7 @@ class NodeRule {
     if (op == "Gather") return Gather(i, in);
     if (op == "MatMul") return MatMul(i, in);
     if (op.substr(0, 6) == "Reduce" || op.substr(0, 3) == "Arg") return Reduce(in);
-    if (op == "Attention" || op == "PagedAttention") return Whole();
+    if (op == "Attention" || op == "PagedAttention" || op == "TriangularSolve") return Whole();
     if (MixesLastAxis(op) && in.axis == Input(i).rank() - 1) return Whole();
     return Pointwise(i, in);
   }
@@ -164,7 +164,8 @@ class NodeRule {
   }
 
   static bool MixesLastAxis(std::string_view op) {
-    for (std::string_view mixes : {"Softmax", "LogSoftmax", "LayerNorm", "RmsNorm", "Rope"}) {
+    for (std::string_view mixes :
+         {"Softmax", "LogSoftmax", "GumbelSoftmax", "LayerNorm", "RmsNorm", "Rope", "TopK"}) {
       if (op == mixes) return true;
     }
     return false;

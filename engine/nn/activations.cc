@@ -83,6 +83,10 @@ constexpr double kSeluGamma = 1.05070102214813232421875;
 
 std::vector<double> AtZero(P) { return {0}; }
 
+Value Threshold(Builder& b, Value x) {
+  return ops::Where(b, Below(b, x, 0), Filled(b, 0, x), Filled(b, 1, x));
+}
+
 // softmax((x, 0))_1: what two classes make of the difference of their logits.
 Value SoftmaxOfTwo(Builder& b, Value x) {
   if (!b.ok()) return {};
@@ -100,12 +104,22 @@ const std::vector<Activation>& Steps() {
        "McCulloch and Pitts 1943; Rosenblatt 1958",
        {},
        {},
-       [](Builder& b, Value x, P) {
-         return ops::Where(b, Below(b, x, 0), Filled(b, 0, x), Filled(b, 1, x));
-       },
+       [](Builder& b, Value x, P) { return Threshold(b, x); },
        AtZero,
-       "derivative 0: trained through a surrogate, straight-through (1) or a boxcar "
-       "(1 where |x| <= 1), Bengio et al. 2013, Hubara et al. 2016"},
+       "derivative 0: trained through a surrogate, as the next"},
+      {"threshold_boxcar",
+       "1 if x >= 0, else 0; backward as min(1, max(0, x / width + 1/2))",
+       "Bengio, Leonard and Courville 2013; Neftci, Mostafa and Zenke 2019",
+       {{"width", 1, kPositive, kAny}},
+       {},
+       [](Builder& b, Value x, P p) {
+         const Value line = Plus(b, Times(b, x, 1 / p[0]), 0.5);
+         return ops::StraightThrough(b, Threshold(b, x), Clip(b, line, 0, 1));
+       },
+       [](P p) {
+         return std::vector<double>{-p[0] / 2, 0, p[0] / 2};
+       },
+       "the derivative is the surrogate's: a boxcar, 1 / width around 0"},
       {"sign",
        "-1, 0 or 1",
        "Rosenblatt 1958; Hubara et al. 2016",
@@ -113,7 +127,19 @@ const std::vector<Activation>& Steps() {
        {"Sign"},
        [](Builder& b, Value x, P) { return ops::Sign(b, x); },
        AtZero,
-       "derivative 0: surrogates as for threshold"},
+       "derivative 0: trained through a surrogate, as the next"},
+      {"sign_straight_through",
+       "-1, 0 or 1; backward as min(1, max(-1, x))",
+       "Hubara et al. 2016",
+       {},
+       {},
+       [](Builder& b, Value x, P) {
+         return ops::StraightThrough(b, ops::Sign(b, x), Clip(b, x, -1, 1));
+       },
+       [](P) {
+         return std::vector<double>{-1, 0, 1};
+       },
+       "the derivative is the surrogate's"},
       {"linear",
        "slope x",
        "Widrow and Hoff 1960",

@@ -159,6 +159,15 @@ const std::vector<Architecture>& Architectures() {
          x = n.Conv(b, x, 2, {});
          return n.Transposed(b, x, 2, {.kernel = 3, .stride = 2, .pad = 2, .dilation = 2});
        }},
+      // Noise sees nothing.
+      {"noise",
+       {1, 1, 12, 12},
+       {5, 1, 0},
+       [](Network& n, Builder& b, Value x) {
+         x = n.Conv(b, x, 2, {});
+         x = ops::Add(b, x, ops::Random(b, ops::Noise::kUniform, DType::kF32, Shape(b.shape(x))));
+         return n.Conv(b, x, 2, {});
+       }},
       // Bilinear, by 2 up and by 2 down: two taps each.
       {"bilinear up",
        {1, 1, 14, 14},

@@ -245,7 +245,8 @@ TEST_F(ServerAnalysisTest, WeightDecayByRole) {
                 INVALID_ARGUMENT, "no_decay_roles 0");
 }
 
-using Formula = std::function<double(double x, std::map<std::string, double>& p)>;
+using P = std::map<std::string, double>;  // parameters
+using Formula = std::function<double(double x, P& p)>;
 
 double Relu(double x) { return std::max(x, 0.0); }
 double Sigmoid(double x) { return 1 / (1 + std::exp(-x)); }
@@ -253,150 +254,83 @@ double Gelu(double x) { return x * (1 + std::erf(x / std::sqrt(2.0))) / 2; }
 double Elu(double x, double alpha) { return x > 0 ? x : alpha * std::expm1(x); }
 double Clip(double x, double low, double high) { return std::min(std::max(x, low), high); }
 
-#define F [](double x, [[maybe_unused]] std::map<std::string, double>& p) -> double
 const std::map<std::string, Formula>& Formulas() {
-  static const auto* const all =
-      new std::map<std::string, Formula>{{"threshold", F{return x >= 0 ? 1 : 0;
+  static const auto* const all = new std::map<std::string, Formula>{
+      {"threshold", [](double x, P&) { return x >= 0 ? 1.0 : 0.0; }},
+      {"threshold_boxcar", [](double x, P&) { return x >= 0 ? 1.0 : 0.0; }},
+      {"sign", [](double x, P&) { return x > 0   ? 1.0
+                                         : x < 0 ? -1.0
+                                                 : 0.0; }},
+      {"sign_straight_through", [](double x, P&) { return x > 0   ? 1.0
+                                                          : x < 0 ? -1.0
+                                                                  : 0.0; }},
+      {"linear", [](double x, P& p) { return p["slope"] * x; }},
+      {"hard_sigmoid", [](double x, P& p) { return Clip(p["alpha"] * x + p["beta"], 0, 1); }},
+      {"hard_tanh", [](double x, P&) { return Clip(x, -1, 1); }},
+      {"sigmoid", [](double x, P&) { return Sigmoid(x); }},
+      {"log_sigmoid", [](double x, P&) { return -std::log1p(std::exp(-x)); }},
+      {"softmax", [](double x, P&) { return std::exp(x) / (std::exp(x) + 1); }},
+      {"tanh", [](double x, P&) { return std::tanh(x); }},
+      {"scaled_tanh", [](double x, P&) { return 1.7159 * std::tanh(2 * x / 3); }},
+      {"softsign", [](double x, P&) { return x / (1 + std::abs(x)); }},
+      {"isru", [](double x, P& p) { return x / std::sqrt(1 + p["alpha"] * x * x); }},
+      {"relu", [](double x, P&) { return Relu(x); }},
+      {"leaky_relu", [](double x, P& p) { return x >= 0 ? x : p["alpha"] * x; }},
+      {"prelu", [](double x, P& p) { return x >= 0 ? x : p["a"] * x; }},
+      {"rrelu", [](double x, P& p) { return x >= 0 ? x : (p["lower"] + p["upper"]) / 2 * x; }},
+      {"relu6", [](double x, P&) { return Clip(x, 0, 6); }},
+      {"thresholded_relu", [](double x, P& p) { return x > p["theta"] ? x : 0; }},
+      {"squared_relu", [](double x, P&) { return Relu(x) * Relu(x); }},
+      {"maxout", [](double x, P& p) { return std::max(x, p["slope"] * x + p["offset"]); }},
+      {"elu", [](double x, P& p) { return Elu(x, p["alpha"]); }},
+      {"selu", [](double x, P&) { return 1.0507009873554805 * Elu(x, 1.6732632423543772); }},
+      {"celu", [](double x, P& p) { return x > 0 ? x : p["alpha"] * std::expm1(x / p["alpha"]); }},
+      {"softplus", [](double x, P& p) { return std::log1p(std::exp(p["beta"] * x)) / p["beta"]; }},
+      {"silu", [](double x, P&) { return x * Sigmoid(x); }},
+      {"swish", [](double x, P& p) { return x * Sigmoid(p["beta"] * x); }},
+      {"hard_swish", [](double x, P&) { return x * Clip(x / 6 + 0.5, 0, 1); }},
+      {"mish", [](double x, P&) { return x * std::tanh(std::log1p(std::exp(x))); }},
+      {"gelu", [](double x, P&) { return Gelu(x); }},
+      {"gelu_tanh",
+       [](double x, P&) {
+         return x * (1 + std::tanh(std::sqrt(2 / M_PI) * (x + 0.044715 * x * x * x))) / 2;
+       }},
+      {"quick_gelu", [](double x, P&) { return x * Sigmoid(1.702 * x); }},
+      {"softshrink",
+       [](double x, P& p) { return std::copysign(Relu(std::abs(x) - p["lambda"]), x); }},
+      {"hardshrink", [](double x, P& p) { return std::abs(x) > p["lambda"] ? x : 0; }},
+      {"tanhshrink", [](double x, P&) { return x - std::tanh(x); }},
+      {"sin", [](double x, P& p) { return std::sin(p["omega"] * x); }},
+      {"snake", [](double x, P& p) { return x + std::pow(std::sin(p["a"] * x), 2) / p["a"]; }},
+      {"gaussian", [](double x, P&) { return std::exp(-x * x); }},
+      {"bilinear", [](double x, P&) { return x; }},
+      {"glu", [](double x, P&) { return Sigmoid(x); }},
+      {"reglu", [](double x, P&) { return Relu(x); }},
+      {"geglu", [](double x, P&) { return Gelu(x); }},
+      {"swiglu", [](double x, P&) { return x * Sigmoid(x); }},
+  };
+  return *all;
+}
+
+// What those with a surrogate gradient are differentiated as.
+const std::map<std::string, Formula>& Surrogates() {
+  static const auto* const all = new std::map<std::string, Formula>{
+      {"threshold_boxcar", [](double x, P& p) { return Clip(x / p["width"] + 0.5, 0, 1); }},
+      {"sign_straight_through", [](double x, P&) { return Clip(x, -1, 1); }},
+  };
+  return *all;
 }
-}  // namespace
-, {"sign", F{return x > 0 ? 1 : x < 0 ? -1 : 0;
-}  // namespace tandem::server
-}
-, {"linear", F{return p["slope"] * x;
-}
-}
-, {"hard_sigmoid", F{return Clip(p["alpha"] * x + p["beta"], 0, 1);
-}
-}
-, {"hard_tanh", F{return Clip(x, -1, 1);
-}
-}
-, {"sigmoid", F{return Sigmoid(x);
-}
-}
-, {"log_sigmoid", F{return -std::log1p(std::exp(-x));
-}
-}
-, {"softmax", F{return std::exp(x) / (std::exp(x) + 1);
-}
-}
-, {"tanh", F{return std::tanh(x);
-}
-}
-, {"scaled_tanh", F{return 1.7159 * std::tanh(2 * x / 3);
-}
-}
-, {"softsign", F{return x / (1 + std::abs(x));
-}
-}
-, {"isru", F{return x / std::sqrt(1 + p["alpha"] * x * x);
-}
-}
-, {"relu", F{return Relu(x);
-}
-}
-, {"leaky_relu", F{return x >= 0 ? x : p["alpha"] * x;
-}
-}
-, {"prelu", F{return x >= 0 ? x : p["a"] * x;
-}
-}
-, {"rrelu", F{return x >= 0 ? x : (p["lower"] + p["upper"]) / 2 * x;
-}
-}
-, {"relu6", F{return Clip(x, 0, 6);
-}
-}
-, {"thresholded_relu", F{return x > p["theta"] ? x : 0;
-}
-}
-, {"squared_relu", F{return Relu(x) * Relu(x);
-}
-}
-, {"maxout", F{return std::max(x, p["slope"] * x + p["offset"]);
-}
-}
-, {"elu", F{return Elu(x, p["alpha"]);
-}
-}
-, {"selu", F{return 1.0507009873554805 * Elu(x, 1.6732632423543772);
-}
-}
-, {"celu", F{return x > 0 ? x : p["alpha"] * std::expm1(x / p["alpha"]);
-}
-}
-, {"softplus", F{return std::log1p(std::exp(p["beta"] * x)) / p["beta"];
-}
-}
-, {"silu", F{return x * Sigmoid(x);
-}
-}
-, {"swish", F{return x * Sigmoid(p["beta"] * x);
-}
-}
-, {"hard_swish", F{return x * Clip(x / 6 + 0.5, 0, 1);
-}
-}
-, {"mish", F{return x * std::tanh(std::log1p(std::exp(x)));
-}
-}
-, {"gelu", F{return Gelu(x);
-}
-}
-, {"gelu_tanh", F{return x * (1 + std::tanh(std::sqrt(2 / M_PI) * (x + 0.044715 * x * x * x))) / 2;
-}
-}
-, {"quick_gelu", F{return x * Sigmoid(1.702 * x);
-}
-}
-, {"softshrink", F{return std::copysign(Relu(std::abs(x) - p["lambda"]), x);
-}
-}
-, {"hardshrink", F{return std::abs(x) > p["lambda"] ? x : 0;
-}
-}
-, {"tanhshrink", F{return x - std::tanh(x);
-}
-}
-, {"sin", F{return std::sin(p["omega"] * x);
-}
-}
-, {"snake", F{return x + std::pow(std::sin(p["a"] * x), 2) / p["a"];
-}
-}
-, {"gaussian", F{return std::exp(-x * x);
-}
-}
-, {"bilinear", F{return x;
-}
-}
-, {"glu", F{return Sigmoid(x);
-}
-}
-, {"reglu", F{return Relu(x);
-}
-}
-, {"geglu", F{return Gelu(x);
-}
-}
-, {"swiglu", F{return x * Sigmoid(x);
-}
-}
-,
-}
-;
-return *all;
-}
-#undef F
 
 void CheckCurve(const v1::ListActivationsResponse& response, const v1::Activation& activation) {
   SCOPED_TRACE(activation.name());
   const auto formula = Formulas().find(activation.name());
   ASSERT_NE(formula, Formulas().end()) << "no formula to compare with";
-  std::map<std::string, double> parameters;
+  P parameters;
   for (const auto& p : activation.parameters()) parameters[p.name()] = p.value();
   ASSERT_EQ(activation.y_size(), response.x_size());
   ASSERT_EQ(activation.dy_size(), response.x_size());
+  const auto surrogate = Surrogates().find(activation.name());
+  const Formula& smooth = surrogate == Surrogates().end() ? formula->second : surrogate->second;
   constexpr double kStep = 1e-6;
   for (int i = 0; i < response.x_size(); ++i) {
     const double x = response.x(i);
@@ -405,9 +339,7 @@ void CheckCurve(const v1::ListActivationsResponse& response, const v1::Activatio
     for (const double kink : activation.kinks()) near_kink |= std::abs(x - kink) < 2 * kStep;
     if (near_kink) continue;
     EXPECT_NEAR(activation.y(i), y, 1e-6 * (1 + std::abs(y))) << "at " << x;
-    const double dy =
-        (formula->second(x + kStep, parameters) - formula->second(x - kStep, parameters)) /
-        (2 * kStep);
+    const double dy = (smooth(x + kStep, parameters) - smooth(x - kStep, parameters)) / (2 * kStep);
     EXPECT_NEAR(activation.dy(i), dy, 4e-6 * (1 + std::abs(dy) + std::abs(y))) << "at " << x;
   }
 }
