@@ -174,7 +174,8 @@ bool IterationState::Consistent(const IterationOptions& options) const {
          average.size() == averages && batch_mean.size() == averages &&
          batches_mean.size() == averages && batches_spread.size() == averages &&
          averaged == (options.average ? std::max<int64_t>(0, steps - options.average_after) : 0) &&
-         batches >= 0 && batch_size >= 0 && batches + batch_size <= averaged &&
+         batches >= 0 && batches <= averaged && batch_size >= 0 &&
+         batch_size <= averaged - batches &&
          std::none_of(batches_spread.begin(), batches_spread.end(), negative) &&
          std::none_of(second_moment.begin(), second_moment.end(), negative);
 }
