@@ -173,7 +173,8 @@ double Integrate(double end, F f) {
 double LogGammaGradient(double a, double log_z) {
   if (!(a > 0) || std::isnan(log_z)) return kNaN;
   const double z = std::exp(log_z);
-  if (std::isinf(a) || std::isinf(z)) return a == kInfinity ? 0 : 1 / a;
+  // (1 + O(1 / sqrt(a))) / a; z itself is no longer known to a standard deviation.
+  if (a > 1e12 || std::isinf(z)) return 1 / a;
   if (z <= 1 || (z <= a && a <= 30)) return GradientBySeries(a, log_z, z);
   const double offset = log_z - Digamma(a);
   if (z >= a) {
