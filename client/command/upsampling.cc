@@ -16,7 +16,7 @@ namespace tandem::command {
 namespace {
 
 struct UpsamplingOptions {
-  int64_t steps = 300, batch = 16, channels = 16, size = 48, images = 32;
+  int64_t steps = 200, batch = 16, channels = 16, size = 48, images = 32;
   double lr = 3e-3;
   uint64_t seed = 1;
   bool keep = false;

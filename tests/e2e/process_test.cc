@@ -198,6 +198,37 @@ TEST_F(ProcessTest, TrainsAndSamplesFromTheCommandLine) {
   EXPECT_EQ(output, "the quick brown fox\n") << "saved and read again";
 }
 
+// A row of the table for each upsampler, and every option heard.
+TEST_F(ProcessTest, TheUpsamplingExampleTrainsEveryNet) {
+  std::string output;
+  ASSERT_EQ(Run({"--json", "example", "upsampling", "--steps", "30", "--batch", "4", "--channels",
+                 "4", "--size", "16", "--images", "8", "--seed", "3"},
+                &output),
+            0)
+      << output;
+  std::istringstream lines(output);
+  std::vector<nlohmann::json> rows;
+  for (std::string line; std::getline(lines, line);) {
+    if (line.rfind("{", 0) == 0) rows.push_back(nlohmann::json::parse(line));
+  }
+  ASSERT_EQ(rows.size(), 7u) << output;
+  EXPECT_EQ(rows[0]["upsampler"], "bicubic interpolation");
+  EXPECT_EQ(rows[0]["parameters"], 0);
+  for (size_t i = 1; i < rows.size(); ++i) {
+    EXPECT_GT(rows[i]["parameters"], 200) << output;
+    EXPECT_GT(rows[i]["step_ms"], 0) << output;
+    // The nets start near plain interpolation, and learn.
+    EXPECT_GT(rows[i]["psnr_db"].get<double>(), rows[0]["psnr_db"].get<double>() - 1) << output;
+  }
+  EXPECT_GT(rows[4]["psnr_db"].get<double>(), rows[0]["psnr_db"].get<double>()) << output;
+  // Nothing stays behind unless --keep says so.
+  const auto listed = client_->ListModels({});
+  ASSERT_TRUE(listed.ok()) << listed.status();
+  EXPECT_EQ(listed->models_size(), 0);
+  EXPECT_EQ(Run({"example", "upsampling", "--size", "15"}, &output), 1);
+  EXPECT_NE(output.find("--size 15 is odd"), std::string::npos) << output;
+}
+
 // A client that dies in the middle of a long generation, and one in the middle of training.
 // x (1, 1, 16, 16) -> a convolution of 3 x 3 with stride 2 and a bias, and another of 3 x 3.
 std::string ConvolutionsOnnx() {
