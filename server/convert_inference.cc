@@ -22,11 +22,12 @@ constexpr Datatype kDatatypes[] = {
     {DType::kF16, "FP16"},   {DType::kBF16, "BF16"},  {DType::kF32, "FP32"},
     {DType::kF64, "FP64"}};
 
-// Keys that the protocol and its clients reserve; they ask for nothing that changes the answer
-// here.
+// "seed", and keys that the protocol and its clients reserve, which ask for nothing that changes
+// the answer here.
 bool IsReserved(const std::string& key) {
-  return key == "priority" || key == "timeout" || key == "headers" || key == "binary_data_output" ||
-         absl::StartsWith(key, "sequence_") || absl::StartsWith(key, "triton_");
+  return key == "seed" || key == "priority" || key == "timeout" || key == "headers" ||
+         key == "binary_data_output" || absl::StartsWith(key, "sequence_") ||
+         absl::StartsWith(key, "triton_");
 }
 bool IsReservedForTensor(const std::string& key) {
   return key == "binary_data" || key == "binary_data_size";
@@ -131,6 +132,17 @@ absl::StatusOr<DType> DatatypeFromName(std::string_view name, std::string_view w
   }
   if (name == "BYTES") return Unimplemented(what, ": datatype BYTES is not supported");
   return InvalidArgument(what, ": datatype '", name, "' is not known");
+}
+
+absl::StatusOr<std::optional<uint64_t>> SeedFromProto(const inference::ModelInferRequest& request) {
+  const auto it = request.parameters().find("seed");
+  if (it == request.parameters().end()) return std::optional<uint64_t>();
+  const auto& value = it->second;
+  if (value.has_uint64_param()) return std::optional<uint64_t>(value.uint64_param());
+  if (!value.has_int64_param() || value.int64_param() < 0) {
+    return InvalidArgument("parameter 'seed' must be an integer of at least 0");
+  }
+  return std::optional<uint64_t>(static_cast<uint64_t>(value.int64_param()));
 }
 
 absl::StatusOr<NamedTensors> InputsFromProto(const inference::ModelInferRequest& request) {

@@ -1,6 +1,7 @@
 // The Open Inference Protocol's messages, to and from the engine (see convert.h).
 #pragma once
 
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -18,8 +19,13 @@ absl::StatusOr<DType> DatatypeFromName(std::string_view name, std::string_view w
 using NamedTensors = std::vector<std::pair<std::string, Tensor>>;
 
 // The inputs, from raw_input_contents or from each input's contents, never both. Parameters that
-// the protocol or its clients reserve are let through; any other is an error that names it.
+// the protocol or its clients reserve, and "seed", are let through; any other is an error that
+// names it.
 absl::StatusOr<NamedTensors> InputsFromProto(const inference::ModelInferRequest& request);
+
+// The request's parameter "seed", which fixes the draws of a graph's random nodes; none: they
+// differ at each call.
+absl::StatusOr<std::optional<uint64_t>> SeedFromProto(const inference::ModelInferRequest& request);
 
 // The outputs that the request wants, all if it names none, in its order, as indices of `outputs`.
 absl::StatusOr<std::vector<int>> RequestedOutputs(const inference::ModelInferRequest& request,

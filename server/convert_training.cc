@@ -242,6 +242,7 @@ void ToProto(const Trainer& trainer, const Model& model, v1::Training* out) {
   out->set_state_bytes(trainer.state_bytes());
   out->set_last_loss(trainer.last_loss());
   for (const std::string& name : trainer.frozen()) out->add_frozen(name);
+  out->set_seed(trainer.random_seed());
   out->set_decayed_parameters(trainer.decayed_parameters());
 }
 

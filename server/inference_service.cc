@@ -36,13 +36,13 @@ absl::Status CheckVersion(const ModelEntry& entry, const std::string& version) {
 
 // On the compute thread.
 absl::Status Infer(const ModelEntry& entry, const NamedTensors& inputs,
-                   const std::vector<int>& wanted, Metrics& metrics,
+                   std::optional<uint64_t> seed, const std::vector<int>& wanted, Metrics& metrics,
                    inference::ModelInferResponse* response) {
   TANDEM_ASSIGN_OR_RETURN(Model * model, entry.Live());
   std::vector<std::pair<std::string, const Tensor*>> pointers;
   for (const auto& [name, tensor] : inputs) pointers.emplace_back(name, &tensor);
   const auto begin = std::chrono::steady_clock::now();
-  TANDEM_ASSIGN_OR_RETURN(const std::vector<Tensor> outputs, model->Forward(pointers));
+  TANDEM_ASSIGN_OR_RETURN(const std::vector<Tensor> outputs, model->Forward(pointers, seed));
   const std::chrono::duration<double> taken = std::chrono::steady_clock::now() - begin;
   metrics.Computed(Metrics::Phase::kForward, taken.count());
   int64_t bytes = 0;
@@ -185,13 +185,14 @@ class InferenceService final : public inference::GRPCInferenceService::CallbackS
     TANDEM_ASSIGN_OR_RETURN(auto entry, deps_.models.Find(request.model_name()));
     TANDEM_RETURN_IF_ERROR(CheckVersion(*entry, request.model_version()));
     TANDEM_ASSIGN_OR_RETURN(NamedTensors inputs, InputsFromProto(request));
+    TANDEM_ASSIGN_OR_RETURN(const std::optional<uint64_t> seed, SeedFromProto(request));
     TANDEM_ASSIGN_OR_RETURN(std::vector<int> wanted,
                             RequestedOutputs(request, entry->source->outputs()));
     response->set_model_name(entry->name);
     response->set_model_version(entry->version);
     response->set_id(request.id());
     return [=, this, inputs = std::move(inputs)] {
-      return Infer(*entry, inputs, wanted, deps_.metrics, response);
+      return Infer(*entry, inputs, seed, wanted, deps_.metrics, response);
     };
   }
 

@@ -79,12 +79,14 @@ absl::Status TrainStep(ModelEntry& entry, const Batch& batch,
 
 absl::Status StartTraining(ModelEntry& entry, const Objective& objective,
                            const OptimizerOptions& optimizer,
-                           const std::vector<std::string>& frozen, v1::Training* training) {
+                           const std::vector<std::string>& frozen, uint64_t seed,
+                           v1::Training* training) {
   TANDEM_ASSIGN_OR_RETURN(Model * model, entry.Live());
   if (entry.trainer != nullptr) {
     return FailedPrecondition("model '", entry.name, "' is already being trained");
   }
   TANDEM_ASSIGN_OR_RETURN(entry.trainer, Trainer::Create(model, objective, optimizer, frozen));
+  entry.trainer->SetRandomSeed(seed);
   entry.accumulated_seconds = 0;
   entry.accumulated_tokens = 0;
   ToProto(*entry.trainer, *model, training);
@@ -131,7 +133,7 @@ class TrainingService final : public v1::TrainingService::CallbackService {
           return [=] {
             return server::StartTraining(*entry, objective, optimizer,
                                          {request->frozen().begin(), request->frozen().end()},
-                                         response->mutable_training());
+                                         request->seed(), response->mutable_training());
           };
         });
   }
@@ -193,16 +195,15 @@ class TrainingService final : public v1::TrainingService::CallbackService {
 
   Reactor* EvaluatePredictions(Context* context, const v1::EvaluatePredictionsRequest* request,
                                v1::EvaluatePredictionsResponse* response) override {
-    return StartCall(evaluate_predictions_, context, Place::kServing,
-                     [=, this]() -> absl::StatusOr<Work> {
-                       TANDEM_ASSIGN_OR_RETURN(PredictionsTask task, FromProto(*request));
-                       return [=, this, task = std::move(task)]() -> absl::Status {
-                         TANDEM_ASSIGN_OR_RETURN(const MetricReport report,
-                                                 EvaluateTask(task, metric_plans_));
-                         ToProto(report, response);
-                         return absl::OkStatus();
-                       };
-                     });
+    return StartCall(
+        evaluate_predictions_, context, Place::kServing, [=, this]() -> absl::StatusOr<Work> {
+          TANDEM_ASSIGN_OR_RETURN(PredictionsTask task, FromProto(*request));
+          return [=, this, task = std::move(task)]() -> absl::Status {
+            TANDEM_ASSIGN_OR_RETURN(const MetricReport report, EvaluateTask(task, metric_plans_));
+            ToProto(report, response);
+            return absl::OkStatus();
+          };
+        });
   }
 
   Reactor* GetTraining(Context* context, const v1::GetTrainingRequest* request,

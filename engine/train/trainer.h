@@ -98,6 +98,7 @@ class Trainer {
   // (seed, optimizer steps so far, micro-batch), so that a training run that is resumed at that
   // point draws the same.
   void SetRandomSeed(uint64_t seed) { random_seed_ = seed; }
+  uint64_t random_seed() const { return random_seed_; }
   int64_t step() const { return step_; }
   int64_t skipped_steps() const { return skipped_steps_; }
   int64_t micro_step() const { return micro_step_; }
