@@ -2,6 +2,9 @@
 
 #include <algorithm>
 #include <cstring>
+#include <type_traits>
+
+#include "engine/backend/cpu/kernels/interleave.h"
 
 namespace tandem::cpu {
 namespace {
@@ -37,6 +40,17 @@ void TransposeTile(T* out, int64_t so, const T* in, int64_t si, int64_t rows, in
   }
 }
 
+// Both operands' offsets at the position-th element of the loop.
+std::array<int64_t, 2> OffsetsAt(const Loop<2>& dims, int64_t position) {
+  std::array<int64_t, 2> offset{};
+  for (size_t i = dims.size(); i-- > 0;) {
+    const int64_t index = position % dims[i].size;
+    position /= dims[i].size;
+    for (int k = 0; k < 2; ++k) offset[k] += index * dims[i].stride[k];
+  }
+  return offset;
+}
+
 // The loop with its last dimension contiguous in the output and dimension `across` contiguous in
 // the input: tiles of those two, so that both sides touch whole cache lines.
 template <typename T>
@@ -56,13 +70,7 @@ void CopyTransposed(Loop<2> dims, size_t across, T* out, const T* in) {
   const int64_t grain = kParallelGrain / (kTile * col.size) + 1;
   ParallelFor(outer * strips, grain, [&](int64_t begin, int64_t end) {
     for (int64_t position = begin; position < end; ++position) {
-      int64_t rest = position, out_offset = 0, in_offset = 0;
-      for (size_t i = dims.size(); i-- > 0;) {
-        const int64_t index = rest % dims[i].size;
-        rest /= dims[i].size;
-        out_offset += index * dims[i].stride[0];
-        in_offset += index * dims[i].stride[1];
-      }
+      const auto [out_offset, in_offset] = OffsetsAt(dims, position);
       const int64_t rows = position % strips == strips - 1 ? last_rows : kTile;
       for (int64_t j = 0; j < col.size; j += kTile) {
         TransposeTile(out + out_offset + j, row.stride[0], in + in_offset + j * col.stride[1],
@@ -72,6 +80,32 @@ void CopyTransposed(Loop<2> dims, size_t across, T* out, const T* in) {
   });
 }
 
+// The same where one of the two dimensions is a few elements that lie side by side.
+void CopyInterleaved(Loop<2> dims, size_t across, bool together, uint32_t* out,
+                     const uint32_t* in) {
+  const LoopDim<2> row = dims[across], col = dims.back();
+  dims.erase(dims.begin() + static_cast<std::ptrdiff_t>(across));
+  dims.pop_back();
+  const int64_t n = together ? row.size : col.size, streams = together ? col.size : row.size;
+  const int64_t stride = together ? col.stride[1] : row.stride[0];
+  // Long runs in pieces, so that threads can share one.
+  constexpr int64_t kPiece = 4096;
+  const int64_t pieces = (n + kPiece - 1) / kPiece, last = n - (pieces - 1) * kPiece;
+  dims.push_back({pieces, {kPiece * (together ? streams : 1), kPiece * (together ? 1 : streams)}});
+  ParallelFor(CountDims<2>(dims, dims.size()), kParallelGrain / (std::min(n, kPiece) * streams) + 1,
+              [&](int64_t begin, int64_t end) {
+                for (int64_t position = begin; position < end; ++position) {
+                  const auto [to, from] = OffsetsAt(dims, position);
+                  const int64_t count = position % pieces == pieces - 1 ? last : kPiece;
+                  if (together) {
+                    Interleave(in + from, stride, streams, count, out + to);
+                  } else {
+                    Deinterleave(in + from, streams, stride, count, out + to);
+                  }
+                }
+              });
+}
+
 template <typename T>
 void CopyTyped(const Loop<2>& dims, void* to, const void* from) {
   T* const out = static_cast<T*>(to);
@@ -79,7 +113,14 @@ void CopyTyped(const Loop<2>& dims, void* to, const void* from) {
   const LoopDim<2>& last = dims.back();
   if (last.stride[0] == 1 && last.stride[1] > 1) {
     for (size_t i = 0; i + 1 < dims.size(); ++i) {
-      if (dims[i].stride[1] == 1 && dims[i].size > 1) return CopyTransposed(dims, i, out, in);
+      const LoopDim<2>& row = dims[i];
+      if (row.stride[1] != 1 || row.size <= 1) continue;
+      if constexpr (std::is_same_v<T, uint32_t>) {
+        const bool together = last.size <= kMaxStreams && row.stride[0] == last.size;
+        const bool apart = row.size <= kMaxStreams && last.stride[1] == row.size;
+        if (together || apart) return CopyInterleaved(dims, i, together, out, in);
+      }
+      return CopyTransposed(dims, i, out, in);
     }
   }
   if (dims.size() == 1) {
