@@ -147,6 +147,22 @@ struct Taps {
   hn::Vec<I32> index;
 };
 
+// The sum over taps for outputs that are two inputs apart: two taps from one pair of loads. The
+// same additions in the same order.
+template <int kTaps>
+HWY_INLINE VecF32 SumPairs(const float* from, const float* weights, int64_t stride, int64_t taps) {
+  const F32 d;
+  VecF32 even, odd;
+  hn::LoadInterleaved2(d, from, even, odd);
+  VecF32 sum = hn::Mul(hn::LoadU(d, weights), even);
+  if constexpr (kTaps > 0) taps = kTaps;
+  for (int64_t k = 1; k < taps; ++k) {
+    if (k % 2 == 0) hn::LoadInterleaved2(d, from + k, even, odd);
+    sum = hn::MulAdd(hn::LoadU(d, weights + k * stride), k % 2 == 0 ? even : odd, sum);
+  }
+  return sum;
+}
+
 // The second pass: outputs [begin, end) of a row, from `src`, whose element 0 is input `origin`, to
 // `repeats` rows of y. kTaps 0: any number; -1: one of weight 1.
 template <Fetch kFetch, int kTaps>
@@ -159,12 +175,17 @@ HWY_INLINE void AlongOf(const Band& band, int64_t begin, int64_t end, int64_t or
   const int64_t stride = band.stride, taps = kTaps > 0 ? kTaps : band.taps;
   ForEachVector(d, static_cast<size_t>(end - begin), [&](size_t i, auto part) TANDEM_VECTOR_LAMBDA {
     const int64_t o = begin + static_cast<int64_t>(i);
-    const Taps<kFetch> tap(&band.first[o], last_lane, origin, src);
-    VecF32 sum = tap(0);
-    if constexpr (kTaps >= 0) {
-      sum = hn::Mul(hn::LoadU(d, weights + o), sum);
-      for (int64_t k = 1; k < taps; ++k) {
-        sum = hn::MulAdd(hn::LoadU(d, weights + k * stride + o), tap(k), sum);
+    VecF32 sum;
+    if (kFetch == Fetch::kTwoVectors && kTaps >= 0 && band.in_pairs[o / Band::kLanes] != 0) {
+      sum = SumPairs<kTaps>(src + (band.first[o] - origin), weights + o, stride, taps);
+    } else {
+      const Taps<kFetch> tap(&band.first[o], last_lane, origin, src);
+      sum = tap(0);
+      if constexpr (kTaps >= 0) {
+        sum = hn::Mul(hn::LoadU(d, weights + o), sum);
+        for (int64_t k = 1; k < taps; ++k) {
+          sum = hn::MulAdd(hn::LoadU(d, weights + k * stride + o), tap(k), sum);
+        }
       }
     }
     for (int64_t r = 0; r < repeats; ++r) {
@@ -316,6 +337,13 @@ Band::Band(int64_t size, const std::vector<int32_t>& rows, const std::vector<int
   }
   for (int64_t o = 0; o < stride; o += kLanes) {
     spread16 = std::max<int64_t>(spread16, std::abs(first[o + kLanes - 1] - first[o]));
+  }
+  for (int64_t block = 0; block < stride; block += kLanes) {
+    bool pairs = true;
+    for (int64_t o = block + 1; o < block + kLanes; ++o) {
+      pairs = pairs && first[o] == first[o - 1] + 2;
+    }
+    in_pairs.push_back(pairs ? 1 : 0);
   }
   reach = spread16 + taps;
 }

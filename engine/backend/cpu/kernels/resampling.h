@@ -28,6 +28,8 @@ struct Band {
   int64_t reach = 0;
   // Distance of the first taps of the first and last of 8, and of 16, neighbouring outputs.
   int64_t spread8 = 0, spread16 = 0;
+  // For each kLanes outputs: whether every first tap is two after the one before.
+  std::vector<uint8_t> in_pairs;
 };
 
 // y (planes, down->output, along->output) from x (planes, down->input, along->input): first down
