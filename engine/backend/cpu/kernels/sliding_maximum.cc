@@ -206,8 +206,9 @@ struct ToOutput {
 template <int kCount, class E, class Load, class Sink>
 HWY_INLINE void CombineOf(int64_t n, const int64_t* offsets, Load load, Sink sink) {
   const auto lanes = static_cast<int64_t>(hn::Lanes(F32()));
-  const int64_t o1 = offsets[kCount > 1 ? 1 : 0], o2 = offsets[kCount > 2 ? 2 : 0],
-                o3 = offsets[kCount > 3 ? 3 : 0];
+  // The first load is at 0: of one load there need be no offsets.
+  const int64_t o1 = kCount > 1 ? offsets[1] : 0, o2 = kCount > 2 ? offsets[2] : 0,
+                o3 = kCount > 3 ? offsets[3] : 0;
   for (int64_t i = 0; i < n; i += lanes) {
     E e = load(i);
     if constexpr (kCount > 1) e = E::First(e, load(i + o1));
