@@ -201,8 +201,8 @@ struct ToOutput {
   }
 };
 
-// sink(i, the first maximum of load(i + offsets[0]), ..., load(i + offsets[kCount - 1])) for i in
-// [0, n), whole vectors.
+// sink(i, the first maximum of load(i), load(i + offsets[1]), ..., load(i + offsets[kCount - 1]))
+// for i in [0, n), whole vectors.
 template <int kCount, class E, class Load, class Sink>
 HWY_INLINE void CombineOf(int64_t n, const int64_t* offsets, Load load, Sink sink) {
   const auto lanes = static_cast<int64_t>(hn::Lanes(F32()));
