@@ -29,6 +29,11 @@ absl::StatusOr<DistributionMessage> FromProto(const v1::Distribution& distributi
   if (distribution.has_temperature()) out.options.temperature = distribution.temperature();
   out.options.straight_through = distribution.straight_through();
   if (distribution.has_k()) out.options.k = distribution.k();
+  constexpr int kMaxParameters = 8;  // more than any family has
+  if (distribution.parameters_size() > kMaxParameters) {
+    return InvalidArgument("distribution.parameters has ", distribution.parameters_size(),
+                           " entries; no family has that many");
+  }
   for (const v1::NamedTensor& named : distribution.parameters()) {
     for (const auto& [name, tensor] : out.parameters) {
       if (name == named.name()) {

@@ -80,6 +80,11 @@ absl::StatusOr<EstimatorOptions> FromProto(const v1::EstimateGradientRequest& re
   if (request.has_temperature()) options.temperature = request.temperature();
   options.input = request.input();
   options.output = request.output();
+  constexpr int kMaxInputs = 4096;
+  if (request.inputs_size() > kMaxInputs) {
+    return InvalidArgument("inputs has ", request.inputs_size(), " entries, at most ", kMaxInputs,
+                           " are allowed");
+  }
   for (const v1::NamedTensor& named : request.inputs()) {
     TANDEM_ASSIGN_OR_RETURN(Tensor tensor,
                             FromProto(named.tensor(), StrCat("input '", named.name(), "'")));

@@ -23,8 +23,6 @@ class Estimation {
       : entry_(std::move(entry)),
         estimator_(std::move(estimator)),
         limits_(limits),
-        batch_(std::min(request.has_batch_draws() ? request.batch_draws() : int64_t{256},
-                        limits.max_draws)),
         wants_exact_(request.exact()),
         seed_(seed),
         metrics_(metrics) {}
@@ -42,7 +40,7 @@ class Estimation {
     ++steps_;
     const double error = estimate.standard_error();
     const bool precise = limits_.standard_error > 0 && error <= limits_.standard_error;
-    const bool done = precise || estimate.draws > limits_.max_draws - batch_;
+    const bool done = precise || estimate.draws >= limits_.max_draws;
     const bool due = done || (steps_ & (steps_ - 1)) == 0 ||
                      estimate.seconds - reported_seconds_ >= kReportSeconds;
     if (!due) return Stream::Outcome::kNoMessage;
@@ -63,7 +61,6 @@ class Estimation {
   const ModelStore::Entry entry_;
   const std::unique_ptr<GradientEstimator> estimator_;
   const EstimationLimits limits_;
-  const int64_t batch_;
   const bool wants_exact_;
   const uint64_t seed_;
   Metrics& metrics_;

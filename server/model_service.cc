@@ -107,6 +107,7 @@ class ModelService final : public v1::ModelService::CallbackService {
                                 tandem::AnalyzeModel(*entry->source, inputs));
         ToProto(*entry->source, inputs, analysis, response);
         if (!request->measure() && !request->verify_receptive_field()) return absl::OkStatus();
+        TANDEM_RETURN_IF_ERROR(CheckCost(*request, analysis.cost.flops));
         return deps_.compute.RunAndWait(Executor::Lane::kServing, [&] {
           return CatchOutOfMemory([&] { return Measure(*entry, *request, inputs, response); });
         });
@@ -137,6 +138,21 @@ class ModelService final : public v1::ModelService::CallbackService {
       ToProto(entry, /*with_hash=*/false, model);
       return absl::OkStatus();
     });
+  }
+
+  // Both have the compute thread to themselves: seconds, not more. Verifying takes some dozens of
+  // passes' time.
+  static absl::Status CheckCost(const v1::AnalyzeModelRequest& request, double flops) {
+    constexpr double kMostMeasured = 1e12, kMostVerified = 5e10;
+    if (request.measure() && flops > kMostMeasured) {
+      return InvalidArgument("measure: a forward pass takes ", flops, " FLOPs, more than ",
+                             kMostMeasured, ": ask for smaller inputs");
+    }
+    if (request.verify_receptive_field() && flops > kMostVerified) {
+      return InvalidArgument("verify_receptive_field: a forward pass takes ", flops,
+                             " FLOPs, more than ", kMostVerified, ": ask for smaller inputs");
+    }
+    return absl::OkStatus();
   }
 
   // What only a run of the model can tell; compute thread.

@@ -321,8 +321,16 @@ ResampleTable ResampleTable::Transposed() const {
   t.begin.assign(1, 0);
   for (int64_t i = 0; i < input; ++i) {
     t.begin.push_back(t.begin.back() + (last[i] < 0 ? 0 : last[i] - t.first[i] + 1));
-    // An input that no output looks at: its row is empty, and lies where its neighbour's does.
-    if (last[i] < 0 && i > 0) t.first[i] = t.first[i - 1];
+  }
+  // An input that no output looks at: its row is empty, and lies where the one before it does, or,
+  // at the beginning, where the first does that is looked at. So rows never rise and then fall.
+  const auto seen = std::find_if(last.begin(), last.end(), [](int32_t o) { return o >= 0; });
+  if (seen != last.end()) {
+    const int64_t begin_of_seen = seen - last.begin();
+    std::fill(t.first.begin(), t.first.begin() + begin_of_seen, t.first[begin_of_seen]);
+    for (int64_t i = begin_of_seen + 1; i < input; ++i) {
+      if (last[i] < 0) t.first[i] = t.first[i - 1];
+    }
   }
   t.weights.assign(t.begin.back(), 0.0);
   for (int64_t o = 0; o < n; ++o) {

@@ -81,8 +81,10 @@ absl::Status Check(const QuantileOptions& options) {
     return InvalidArgument(count, " probabilities, expected 1 to ", kMaxQuantiles);
   }
   for (size_t i = 0; i < p.size(); ++i) {
-    if (!(p[i] > 0 && p[i] < 1)) {
-      return InvalidArgument("probabilities[", i, "] is ", p[i], ", expected within (0, 1)");
+    constexpr double kLeast = 1e-12;  // fewer observations than 1 / that tell nothing of it
+    if (!(p[i] >= kLeast && p[i] <= 1 - kLeast)) {
+      return InvalidArgument("probabilities[", i, "] is ", p[i], ", expected within (0, 1), ",
+                             kLeast, " or more from its ends");
     }
     if (i > 0 && p[i] <= p[i - 1]) {
       return InvalidArgument("probabilities[", i, "] is ", p[i], ", not above the one before, ",

@@ -18,8 +18,10 @@ double StepAt(const AverageOptions& options, int64_t k) {
       break;
   }
   if (!options.bias_correction || options.step == 1) return options.step;
-  // The corrected average is one with steps a / (1 - (1 - a)^k).
-  return options.step / -std::expm1(static_cast<double>(k) * std::log1p(-options.step));
+  // The corrected average is one with steps a / (1 - (1 - a)^k): 1 at first, which rounding misses.
+  if (k == 1) return 1;
+  return std::min(1.0,
+                  options.step / -std::expm1(static_cast<double>(k) * std::log1p(-options.step)));
 }
 
 // Whether the weights of the observations sum to one, so that a variance can be told.

@@ -35,9 +35,15 @@ double SampleQuantile(const std::vector<double>& sorted, double probability) {
 
 QuantileState::QuantileState(const QuantileOptions&) {}
 
-absl::Status QuantileState::CheckSize(const QuantileOptions&, size_t values) const {
-  if (values > 0) return absl::OkStatus();
-  return InvalidArgument("the observation has no values");
+absl::Status QuantileState::CheckSize(const QuantileOptions& options, size_t values) const {
+  if (values == 0) return InvalidArgument("the observation has no values");
+  // One observation is applied at once: it may not keep its thread for long.
+  constexpr size_t kMaxUpdates = size_t{1} << 22;
+  const size_t most = kMaxUpdates / options.probabilities.size();
+  if (values <= most) return absl::OkStatus();
+  return InvalidArgument("the observation has ", values, " values; with ",
+                         options.probabilities.size(), " quantiles send at most ", most,
+                         " at a time");
 }
 
 void QuantileState::Apply(const QuantileOptions& options, std::span<const double> values) {

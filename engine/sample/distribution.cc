@@ -1,6 +1,7 @@
 #include "engine/sample/distribution.h"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <optional>
 
@@ -132,6 +133,8 @@ int64_t BroadcastIndex(const Shape& from, const Shape& shape, int64_t i) {
 
 }  // namespace
 
+std::string ExactText(double value) { return StrCat(absl::Hex(std::bit_cast<uint64_t>(value))); }
+
 bool IsDiscrete(Family family) { return DefinitionOf(family).discrete; }
 
 absl::StatusOr<Distribution> Distribution::Create(const DistributionOptions& options,
@@ -169,7 +172,8 @@ absl::StatusOr<Distribution> Distribution::Create(const DistributionOptions& opt
     }
     absl::StatusOr<Shape> batch = BroadcastShapes(d.batch_, Leading(shape, spec.event_rank));
     if (!batch.ok()) return Annotate(batch.status(), StrCat("batch shape of ", name));
-    d.batch_ = *std::move(batch);
+    // Three broadcast dimensions may be more than any tensor.
+    TANDEM_ASSIGN_OR_RETURN(d.batch_, Shape::Checked(batch->dims(), SizeOf(DType::kF64), "batch"));
     d.names_.push_back(name);
     d.constraints_.push_back(spec.constraint);
   }
@@ -209,6 +213,15 @@ TensorType Distribution::draw_type(const Shape& sample) const {
   return {classes ? DType::kI64 : dtype_, std::move(shape)};
 }
 
+int64_t Distribution::elements_per_draw() const {
+  const bool matrix =
+      std::ranges::find(constraints_, Constraint::kLowerCholesky) != constraints_.end();
+  const int64_t event = event_.num_elements();
+  const int64_t each = std::max({int64_t{1}, classes_, matrix ? event * event : event});
+  const int64_t batch = batch_.num_elements();
+  return batch > kMaxTensorBytes / each ? kMaxTensorBytes : batch * each;
+}
+
 absl::Status Distribution::CheckParameters(std::span<const Tensor* const> values) const {
   for (size_t i = 0; i < names_.size(); ++i) {
     TANDEM_RETURN_IF_ERROR(CheckConstraint(names_[i], constraints_[i], *values[i]));
@@ -240,6 +253,10 @@ Value Distribution::LogDensity(Builder& b, std::span<const Value> parameters, Va
     return b.Fail(InvalidArgument("values of ", family_name(), " are ", b.type(draws).ToString(),
                                   ", expected ", draw_type({}).ToString(),
                                   " after any sample dimensions"));
+  }
+  if (options_.family == Family::kGumbelTopK && options_.k > kMaxRanked) {
+    return b.Fail(InvalidArgument("k is ", options_.k, ": log-densities are of at most ",
+                                  kMaxRanked, " classes in order"));
   }
   const DistributionTerms terms(b, *this, parameters, Shape(shape.dims().first(sample_rank)));
   return DefinitionOf(options_.family).log_density(terms, {b, draws}).value();

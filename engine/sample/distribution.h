@@ -40,6 +40,8 @@ enum class Family : uint8_t {
 inline constexpr int kFamilies = 17;
 // Draws are of finitely many values; through all others a gradient flows.
 bool IsDiscrete(Family family);
+// A number in a plan's key, to the bit.
+std::string ExactText(double value);
 
 struct DistributionOptions {
   Family family = Family::kNormal;
@@ -75,6 +77,9 @@ class Distribution {
   int64_t classes() const { return classes_; }  // K, or 0
   DType dtype() const { return dtype_; }
   TensorType draw_type(const Shape& sample) const;
+  // The most elements that any tensor behind one draw has: of the draw, of its noise, of its
+  // log-density. At most kMaxTensorBytes.
+  int64_t elements_per_draw() const;
   bool discrete() const { return IsDiscrete(options_.family); }
 
   // The parameters' values, in Create's order, against their constraints; all must be finite.
@@ -83,7 +88,8 @@ class Distribution {
   // `parameters` in Create's order. Errors go to the builder.
   Value Draw(Builder& b, std::span<const Value> parameters, const Shape& sample) const;
   // Of draws (sample..., B..., event...): (sample..., B...), in nats; -inf outside the support.
-  // Straight-through draws have the probability of their class.
+  // Straight-through draws have the probability of their class. kGumbelTopK: of at most kMaxRanked.
+  static constexpr int64_t kMaxRanked = 1024;
   Value LogDensity(Builder& b, std::span<const Value> parameters, Value draws) const;
   // (B...), in nats; UNIMPLEMENTED where there is no closed form (the relaxed families,
   // kGumbelTopK).

@@ -14,6 +14,8 @@ using ops::Expr;
 
 // Rows of the model's batch in one step.
 constexpr int64_t kMaxRows = int64_t{1} << 20;
+// Each is a pass of its own over the batch.
+constexpr int64_t kMaxMeasuredClasses = 1024;
 
 absl::StatusOr<size_t> FindSpec(const std::vector<IoSpec>& specs, const std::string& name,
                                 std::string_view what) {
@@ -258,11 +260,14 @@ class EstimatorGraph {
   // z (R, n) with coordinate j replaced by that of `by` (R, n): (R n, n), j counting fastest.
   Value Replaced(Value z, Value by) {
     const int64_t n = d_.batch_shape().num_elements();
-    Tensor eye = Tensor::Zeros({DType::kBool, {n, n}});
-    for (int64_t i = 0; i < n; ++i) eye.data<bool>()[i * n + i] = true;
+    if (!eye_.valid()) {
+      Tensor eye = Tensor::Zeros({DType::kBool, {n, n}});
+      for (int64_t i = 0; i < n; ++i) eye.data<bool>()[i * n + i] = true;
+      eye_ = b_.Constant(std::move(eye));
+    }
     const Value rows = ops::Reshape(b_, z, Shape{rows_, 1, n});
     const Value replacement = ops::Reshape(b_, by, Shape{rows_, 1, n});
-    const Value all = ops::Where(b_, b_.Constant(std::move(eye)), replacement, rows);
+    const Value all = ops::Where(b_, eye_, replacement, rows);
     return ops::Reshape(b_, all, Shape{rows_ * n, n});
   }
 
@@ -315,6 +320,15 @@ class EstimatorGraph {
       return InvalidArgument("a measure-valued step of ", rows_, " draws needs ", per_draw,
                              " rows of the model a draw, more than ", kMaxRows,
                              " in all: lower batch_draws");
+    }
+    // Every row holds the whole batch, or its classes.
+    const int64_t row = std::max<int64_t>(n, d_.elements_per_draw());
+    constexpr int64_t kMaxElements = int64_t{1} << 26;
+    if (rows_ * per_draw > kMaxElements / row || d_.classes() > kMaxMeasuredClasses) {
+      return InvalidArgument("a measure-valued step of ", rows_, " draws of ", row,
+                             " elements is too large (more than ", kMaxElements,
+                             " elements, or than ", kMaxMeasuredClasses,
+                             " classes): lower batch_draws or use the score function");
     }
     const Value z = d_.Draw(b_, parameters_, Shape{rows_});
     if (d_.options().family == Family::kCategorical) return OverClasses(z);
@@ -396,6 +410,7 @@ class EstimatorGraph {
   Builder b_{EvaluateNode};
   std::vector<Value> parameters_, given_;
   size_t input_ = 0, output_ = 0;
+  Value eye_;  // (n, n) bool, made by Replaced
 };
 
 }  // namespace

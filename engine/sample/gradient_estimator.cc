@@ -150,25 +150,27 @@ absl::StatusOr<std::unique_ptr<GradientEstimator>> GradientEstimator::Create(
     values.push_back(&tensor);
   }
   TANDEM_ASSIGN_OR_RETURN(Distribution d, Distribution::Create(options.distribution, types));
-  TANDEM_RETURN_IF_ERROR(d.CheckParameters(values));
   TANDEM_RETURN_IF_ERROR(CheckEstimator(options, d));
-  // What a step holds of draws' gradients, in f64.
-  int64_t elements = d.batch_shape().num_elements() * std::max<int64_t>(1, d.classes());
+  // What a step holds of draws and of their gradients.
+  int64_t elements = d.elements_per_draw();
   for (const Tensor* tensor : values) elements = std::max(elements, tensor->num_elements());
   constexpr int64_t kMaxElements = int64_t{1} << 25;
   if (elements > kMaxElements / options.batch_draws) {
     return InvalidArgument(options.batch_draws, " draws of gradients of ", elements,
                            " elements are more than ", kMaxElements, ": lower batch_draws");
   }
+  // After the sizes: it takes as long as the batch is large.
+  TANDEM_RETURN_IF_ERROR(d.CheckParameters(values));
   std::unique_ptr<GradientEstimator> estimator(new GradientEstimator());
   std::string& key = estimator->key_;
-  key = StrCat("estimate/", static_cast<int>(d.options().family), "/", d.options().temperature, "/",
+  key = StrCat("estimate/", static_cast<int>(d.options().family), "/",
+               ExactText(d.options().temperature), "/",
                static_cast<int>(d.options().straight_through), "/", d.options().k, "/",
-               static_cast<int>(options.estimator), "/", options.temperature, "/",
+               static_cast<int>(options.estimator), "/", ExactText(options.temperature), "/",
                options.batch_draws, "/", options.input, "/", options.output);
-  for (const auto& [name, type] : types) key = StrCat(key, "/", name, type.ToString());
+  for (const auto& [name, type] : types) key += StrCat("/", name, type.ToString());
   for (const auto& [name, tensor] : options.inputs) {
-    key = StrCat(key, "/", name, tensor.type().ToString());
+    key += StrCat("/", name, tensor.type().ToString());
   }
   for (const auto& [name, tensor] : options.parameters) {
     const auto size = static_cast<size_t>(tensor.num_elements());
@@ -195,11 +197,16 @@ absl::Status GradientEstimator::Step(Model& model) {
                        outputs[i].data<double>());
     }
   }
-  for (size_t i = 0; i < f.size(); ++i) {
-    if (!std::isfinite(f[i])) {
-      return FailedPrecondition("f is ", f[i], " at draw ",
-                                estimate_.draws + static_cast<int64_t>(i));
-    }
+  for (size_t k = 0; k < outputs.size(); ++k) {
+    const std::span<const double> values = outputs[k].data<double>();
+    const auto bad =
+        std::find_if(values.begin(), values.end(), [](double v) { return !std::isfinite(v); });
+    if (bad == values.end()) continue;
+    const int64_t width = std::ssize(values) / std::ssize(f);
+    const std::string what =
+        k == 0 ? "f" : StrCat("the gradient of '", options_.parameters[k - 1].first, "'");
+    return FailedPrecondition(what, " is ", *bad, " at draw ",
+                              estimate_.draws + (bad - values.begin()) / width);
   }
   Accumulate(outputs);
   ++steps_;

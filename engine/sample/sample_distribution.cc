@@ -25,6 +25,8 @@ absl::Status RequireType(std::string_view what, const Tensor& tensor, const Tens
                          expected.ToString());
 }
 
+constexpr int64_t kMaxCachedElements = int64_t{1} << 18;
+
 // One request's graph. Inputs: the parameters, then (with log-density cotangents) the parameters
 // again, so that the gradient of the log-density does not pass through the draws; the values; the
 // cotangents.
@@ -37,15 +39,18 @@ class SampleGraph {
                             Distribution::Create(options.distribution, AsF64(TypesOf(options))));
     std::vector<const Tensor*> values;
     for (const auto& [name, tensor] : options.parameters) values.push_back(&tensor);
-    TANDEM_RETURN_IF_ERROR(graph.d_.CheckParameters(values));
+    // Sizes first: the parameters' check takes as long as the batch is large.
     TANDEM_RETURN_IF_ERROR(graph.CheckSizes());
+    TANDEM_RETURN_IF_ERROR(graph.d_.CheckParameters(values));
     return graph;
   }
+
+  int64_t elements() const { return sample_.num_elements() * d_.elements_per_draw(); }
 
   std::string Key() const {
     const DistributionOptions& o = options_.distribution;
     std::string key = StrCat(
-        "sample/", static_cast<int>(o.family), "/", o.temperature, "/",
+        "sample/", static_cast<int>(o.family), "/", ExactText(o.temperature), "/",
         static_cast<int>(o.straight_through), "/", o.k, "/", sample_.ToString(),
         options_.values ? "v" : "", wants_log_density() ? "l" : "", options_.entropy ? "e" : "",
         options_.draw_cotangents ? "d" : "", options_.log_density_cotangents ? "s" : "");
@@ -56,7 +61,7 @@ class SampleGraph {
   }
 
   absl::StatusOr<Graph> Build() const {
-    Builder b(EvaluateNode);
+    Builder b;  // nothing is folded: constants of the draws' size would stay in the plan
     const std::vector<Value> parameters = ParameterInputs(b);
     const std::vector<Value> fixed =
         options_.log_density_cotangents ? ParameterInputs(b) : parameters;
@@ -139,10 +144,10 @@ class SampleGraph {
                              " and event ", d_.event_shape().ToString(), " are more than ",
                              kMaxDrawElements, " elements: ask for fewer draws");
     }
-    if (samples * batch > kMaxNoiseElements / std::max<int64_t>(1, d_.classes())) {
-      return InvalidArgument(samples, " draws of batch ", d_.batch_shape().ToString(), " from ",
-                             d_.classes(), " classes need more than ", kMaxNoiseElements,
-                             " random numbers: ask for fewer draws");
+    if (samples > kMaxNoiseElements / d_.elements_per_draw()) {
+      return InvalidArgument(samples, " draws of ", d_.elements_per_draw(),
+                             " random numbers or terms each need more than ", kMaxNoiseElements,
+                             ": ask for fewer draws");
     }
     return CheckCotangents();
   }
@@ -214,6 +219,12 @@ class SampleGraph {
 
 absl::StatusOr<DrawResult> SampleDistribution(const DrawOptions& options, PlanCache& plans) {
   TANDEM_ASSIGN_OR_RETURN(const SampleGraph graph, SampleGraph::Create(options));
+  // Large requests repay no plan that is kept, nor the memory that it would hold.
+  PlanCache once(1);
+  if (graph.elements() > kMaxCachedElements) {
+    TANDEM_ASSIGN_OR_RETURN(Plan * plan, once.Get(graph.Key(), [&] { return graph.Build(); }));
+    return graph.Run(*plan);
+  }
   TANDEM_ASSIGN_OR_RETURN(Plan * plan, plans.Get(graph.Key(), [&] { return graph.Build(); }));
   return graph.Run(*plan);
 }

@@ -79,6 +79,11 @@ absl::StatusOr<MetricReport> EvaluateClasses(const Tensor& predictions, const Te
                           CheckedPredictions(predictions, Activation::kSoftmax, options));
   const int64_t rows = checked.shape()[0], classes = checked.shape()[1];
   TANDEM_RETURN_IF_ERROR(CheckIntegers(targets, "targets", Shape{rows}, classes));
+  constexpr size_t kMaxTopK = 64;
+  if (top_k.size() > kMaxTopK) {
+    return InvalidArgument("top_k has ", top_k.size(), " entries, at most ", kMaxTopK,
+                           " are allowed");
+  }
   for (int64_t k : top_k) {
     if (k < 1 || k > classes) {
       return InvalidArgument("top_k is ", k, ", expected 1 to the ", classes, " classes");

@@ -57,6 +57,22 @@ void ExpectRefused(ApproximationOptions options, const std::string& text) {
               text);
 }
 
+// Alphas whose corrected first step a / (1 - (1 - a)^1) rounds away from 1.
+TEST(AverageTest, TheFirstExponentialStepIsWhole) {
+  for (double alpha : {0.25, 0.33, 0.061, 0.228, 0.404, 0.45, 0.67}) {
+    Approximation a = Started(AverageOptions{.kind = AverageKind::kExponential, .step = alpha});
+    for (int i = 0; i < 3; ++i) {
+      Tell(a, {5});
+      const auto answer = a.Answer();
+      EXPECT_EQ(answer.estimate, std::vector<double>{5}) << alpha;
+      if (i > 0) {
+        EXPECT_EQ(answer.variance, std::vector<double>{0}) << alpha;
+      }
+      EXPECT_TRUE(Approximation::Restore(a.Serialize()).ok()) << alpha;
+    }
+  }
+}
+
 // --- averages ------------------------------------------------------------------------------------
 
 TEST(AverageTest, MeanVarianceAndStandardErrorAreTheSamples) {

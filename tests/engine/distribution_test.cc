@@ -375,6 +375,25 @@ TEST(Distribution, StraightThroughDrawsAreOneHotWithTheSoftGradient) {
   EXPECT_EQ(Doubles(hard.gradients[0]), Doubles(soft.gradients[0]));
 }
 
+TEST(Distribution, TemperaturesThatPrintAlikeAreNotOne) {
+  PlanCache plans;
+  const auto draws = [&](double temperature) {
+    const auto result = SampleDistribution(
+        Options({.family = Family::kRelaxedBernoulli, .temperature = temperature},
+                Scalars({{"logits", 0.5}}), DType::kF64, 3),
+        plans);
+    return Doubles(*result->draws);
+  };
+  EXPECT_NE(draws(0.5), draws(0.50000001));
+}
+
+TEST(Distribution, LargeRequestsAreComputedWithoutTheCache) {
+  const Parameters p = Scalars({{"loc", 0}, {"scale", 1}});
+  std::vector<double> many = Draw(Family::kNormal, p, 300000);
+  many.resize(1000);
+  EXPECT_EQ(many, Draw(Family::kNormal, p, 1000));
+}
+
 TEST(Distribution, TheSeedDecidesAndLongerSequencesBeginWithShorterOnes) {
   const Parameters p = {{"loc", {3}, {0, 1, 2}}, {"scale", {1}, {1}}};
   const std::vector<double> five = Draw(Family::kNormal, p, 5);
@@ -595,6 +614,17 @@ TEST(Distribution, BadRequestsSayWhatWasWrong) {
   EXPECT_THAT(error(many), HasSubstr("ask for fewer draws"));
   many.draws = 0;
   EXPECT_THAT(error(many), HasSubstr("draws is 0"));
+  // Small requests for large answers, refused before anything is computed.
+  const std::vector<double> zeros(1 << 16), ones(1 << 16, 1);
+  EXPECT_THAT(
+      error(Options({.family = Family::kUniform},
+                    {{"low", {1 << 16, 1}, zeros}, {"high", {1, 1 << 16}, ones}}, DType::kF32)),
+      HasSubstr("ask for fewer draws"));
+  const std::vector<double> wide(40960);
+  DrawOptions ranked = Options({.family = Family::kGumbelTopK, .k = 40960},
+                               {{"logits", {40960}, wide}}, DType::kF32);
+  ranked.log_density = true;
+  EXPECT_THAT(error(ranked), HasSubstr("log-densities are of at most 1024 classes in order"));
 }
 
 }  // namespace

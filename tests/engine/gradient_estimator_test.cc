@@ -385,6 +385,23 @@ TEST(GradientEstimator, BadRequestsSayWhatWasWrong) {
   const auto wide = MakeModel({{"z", DType::kF32, {-1, 3}}},
                               [](Builder&, std::span<const Value> in) { return in[0]; });
   EXPECT_THAT(step(*wide, Gaussian(Estimator::kPathwise)), HasSubstr("expected one"));
+  const auto root = MakeModel({{"z", DType::kF32, {-1, 3}}}, [](Builder& b, auto in) {
+    return SumLast(Sqrt(0 * Expr(b, in[0]))).value();  // 0, with derivative 0 times infinity
+  });
+  EXPECT_THAT(step(*root, Gaussian(Estimator::kPathwise)), HasSubstr("the gradient of 'loc' is"));
+  // Small requests for large steps.
+  EstimatorOptions bits;
+  bits.distribution.family = Family::kBernoulli;
+  bits.parameters.emplace_back("logits", Tensor::Zeros({DType::kF32, {131072}}));
+  bits.estimator = Estimator::kMeasureValued;
+  bits.batch_draws = 2;
+  EXPECT_THAT(step(*SumOfSquares(), std::move(bits)), HasSubstr("is too large"));
+  EstimatorOptions many;
+  many.distribution.family = Family::kCategorical;
+  many.parameters.emplace_back("logits", Tensor::Zeros({DType::kF32, {500000}}));
+  many.estimator = Estimator::kMeasureValued;
+  many.batch_draws = 2;
+  EXPECT_THAT(step(*SumOfSquares(), std::move(many)), HasSubstr("classes"));
   auto gaussian = GradientEstimator::Create(Gaussian(Estimator::kPathwise));
   EXPECT_THAT((*gaussian)->Exact(*SumOfSquares()).status().message(), HasSubstr("not of normal"));
 }

@@ -37,6 +37,7 @@ std::vector<Spec> Specs() {
       {"linear_asymmetric", {1, 1, 4, 5}, {to(9, 3), "linear", "asymmetric"}},
       {"linear_symmetric", {1, 1, 4, 5}, {to(8, 12), "linear", "half_pixel_symmetric"}},
       {"linear_crop", {1, 1, 6, 5}, {to(4, 7), "linear", "tf_crop_and_resize"}},
+      {"linear_mirrored", {1, 1, 3, 64}, {to(3, 40), "linear", "tf_crop_and_resize"}},
       {"cubic_exclude", {1, 1, 6, 5}, {to(9, 8), "cubic"}},
       {"cubic_antialias", {1, 1, 12, 30}, {to(5, 13), "cubic"}},
       {"ceil", {2, 2, 5, 7}, {to(8, 3), "nearest", "half_pixel", "ceil"}},
@@ -61,6 +62,9 @@ std::vector<Spec> Specs() {
     if (name == "linear_symmetric") {
       s.options.axes[0].scale = 1.8;
       s.options.axes[1].scale = 2.5;
+    }
+    if (name == "linear_mirrored") {  // with columns on both sides that no output looks at
+      s.options.axes[1].roi_start = 0.9, s.options.axes[1].roi_end = 0.1;
     }
     if (name == "linear_crop") {
       s.options.axes[0].roi_start = 0.2, s.options.axes[0].roi_end = 0.7;
