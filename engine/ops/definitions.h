@@ -8,6 +8,7 @@
 #include "engine/ops/ops.h"
 
 // In the order of ops.h. OP(name) for each.
+// clang-format off
 #define TANDEM_ELEMENTWISE_OPS(OP) \
   TANDEM_UNARY_OPS(OP)             \
   TANDEM_UNARY_GRAD_OPS(OP) TANDEM_BINARY_OPS(OP) OP(Where) OP(Cast) OP(SwiGlu) OP(SwiGluGrad)
@@ -40,6 +41,7 @@
       TANDEM_NORMALIZATION_OPS(OP) TANDEM_LOSS_OPS(OP) TANDEM_SEQUENCE_OPS(OP)                \
           TANDEM_OPTIMIZER_OPS(OP)
 #define TANDEM_ALL_OPS(OP) TANDEM_KERNEL_OPS(OP) TANDEM_LOWERED_OPS(OP)
+// clang-format on
 
 namespace tandem::ops {
 

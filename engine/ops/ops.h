@@ -16,6 +16,7 @@
 namespace tandem::ops {
 
 // --- elementwise.cc: one input, same shape -----------------------------------------------------
+// clang-format off
 #define TANDEM_UNARY_OPS(OP)                                                                      \
   OP(Neg)                                                                                         \
   OP(Abs) OP(Sign) OP(Exp) OP(Log) OP(Sqrt) OP(Rsqrt) OP(Reciprocal) OP(Tanh) OP(Sigmoid) OP(Erf) \
@@ -28,6 +29,7 @@ namespace tandem::ops {
   OP(Add)                                                                                    \
   OP(Sub) OP(Mul) OP(Div) OP(Pow) OP(Max) OP(Min) OP(Mod) OP(Equal) OP(Less) OP(LessOrEqual) \
       OP(And) OP(Or) OP(Xor)
+// clang-format on
 
 #define OP(name) Value name(Builder& b, Value x);
 TANDEM_UNARY_OPS(OP)
@@ -51,8 +53,8 @@ std::vector<Value> SwiGluGrad(Builder& b, Value gate, Value up, Value dy);
 // Standard noise: U(0, 1) without its ends; N(0, 1); Gumbel and logistic of location 0 and scale 1;
 // exponential of rate 1; Laplace of location 0 and scale 1.
 enum class Noise : uint8_t { kUniform, kNormal, kGumbel, kExponential, kLogistic, kLaplace };
-// f32 (from 31 or 32 random bits an element) or f64 (53 bits). Not differentiable. `key`, i64 (2), is
-// the run's unless it is given.
+// f32 (from 31 or 32 random bits an element) or f64 (53 bits). Not differentiable. `key`, i64 (2),
+// is the run's unless it is given.
 Value Random(Builder& b, Noise noise, DType dtype, const Shape& shape, Value key = {});
 // softmax((logits + Gumbel noise) / temperature) over the last dimension (Jang et al. and Maddison
 // et al., ICLR 2017), the noise being Random's bits for kGumbel.
@@ -60,8 +62,8 @@ Value GumbelSoftmax(Builder& b, Value logits, double temperature);
 // `value` forward; the whole cotangent goes to `surrogate`, of the same type, none to `value`
 // (Bengio et al. 2013). No copy.
 Value StraightThrough(Builder& b, Value value, Value surrogate);
-// The logarithm of a draw of Gamma(concentration, 1) for each element (Marsaglia and Tsang 2000): in
-// log space, since a draw for a small concentration underflows. f32 or f64; NaN where the
+// The logarithm of a draw of Gamma(concentration, 1) for each element (Marsaglia and Tsang 2000):
+// in log space, since a draw for a small concentration underflows. f32 or f64; NaN where the
 // concentration is not positive. Its gradient is RandomGammaGrad.
 Value RandomGamma(Builder& b, Value concentration);
 // dy d log_draw / d concentration, at a fixed quantile of the distribution: implicit
@@ -77,8 +79,8 @@ Value ReduceMean(Builder& b, Value x, std::vector<int64_t> axes, bool keep);  //
 // Index of the first largest (smallest) along one axis: i64.
 Value ArgMax(Builder& b, Value x, int64_t axis, bool keep);
 Value ArgMin(Builder& b, Value x, int64_t axis, bool keep);
-// -> {values (..., k), indices (..., k) i64}: the k largest (smallest) of the last dimension, largest
-// (smallest) first; of equal ones the first first; NaN is above all. Any numbers.
+// -> {values (..., k), indices (..., k) i64}: the k largest (smallest) of the last dimension,
+// largest (smallest) first; of equal ones the first first; NaN is above all. Any numbers.
 std::vector<Value> TopK(Builder& b, Value x, int64_t k, bool largest = true);
 // x summed over the dimensions that broadcasting `shape` to x's shape would add or stretch.
 Value SumToShape(Builder& b, Value x, const Shape& shape);  // composed
@@ -162,9 +164,9 @@ Value AveragePoolGrad(Builder& b, Value dy, const Shape& x_shape, const PoolOpti
 // half_pixel with round_prefer_ceil; antialias=True is antialias with exclude_outside, and cubic_a
 // = -0.5 instead of -0.75.
 struct ResizeAxis {
-  int64_t axis = 0;  // negative from the end
-  int64_t size = 0;  // the output's
-  double scale = 0;  // output / input; 0: from the sizes
+  int64_t axis = 0;                   // negative from the end
+  int64_t size = 0;                   // the output's
+  double scale = 0;                   // output / input; 0: from the sizes
   double roi_start = 0, roi_end = 1;  // tf_crop_and_resize only, in units of the input
 };
 struct ResizeOptions {

@@ -219,7 +219,8 @@ std::vector<std::string> Decayed(bool decoupled, const std::function<void(Optimi
     }
     OptimizerOptions options;
     options.decoupled = decoupled;
-    options.epsilon = 1;  // else Adam's first step is the gradient's sign, whatever decay adds to it
+    options.epsilon =
+        1;  // else Adam's first step is the gradient's sign, whatever decay adds to it
     set(options);
     options.weight_decay = decay == 0 ? 0 : 0.3;
     auto trainer = Trainer::Create(models[decay].get(), {}, options, {});

@@ -9,6 +9,7 @@
 namespace tandem::cpu {
 namespace {
 
+// clang-format off
 #define TANDEM_F32_UNARY(OP)                                                                       \
   OP(Neg)                                                                                          \
   OP(Abs)                                                                                          \
@@ -16,6 +17,7 @@ namespace {
   OP(Exp) OP(Log) OP(Sqrt) OP(Rsqrt) OP(Reciprocal) OP(Tanh) OP(Sigmoid) OP(Erf) OP(Relu) OP(Gelu) \
       OP(GeluTanh) OP(Silu) OP(Softplus) OP(Sin) OP(Cos) OP(Floor) OP(Ceil) OP(Round) OP(Square)  \
       OP(Log1p) OP(Expm1)
+// clang-format on
 
 Unary UnaryOf(const OpDef* op) {
 #define OP(op_name) \

@@ -253,12 +253,14 @@ absl::StatusOr<BoundKernel> Bind(const KernelSpec& spec) {
 }  // namespace
 
 // In place is safe: an input with as many bytes as the output has its shape, for it has its dtype.
+// clang-format off
 #define OP(name) \
   constinit const Kernel k##name##Kernel = {.bind = Bind<Function::k##name>, .in_place = true};
 OP(Add)
 OP(Sub)
 OP(Mul)
 OP(Div) OP(Pow) OP(Max) OP(Min) OP(Mod) OP(And) OP(Or) OP(Xor)
+// clang-format on
 #undef OP
 // Not these: four f32 broadcast to sixteen bools have as many bytes.
 #define OP(name) constinit const Kernel k##name##Kernel = {.bind = Bind<Function::k##name>};
