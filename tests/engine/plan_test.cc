@@ -50,6 +50,29 @@ Tensor RandomTensor(Shape shape, uint32_t seed) {
   return t;
 }
 
+// MaxPool's places take memory only where somebody reads them.
+TEST(PlanTest, OutputsThatNobodyReadsTakeNoMemory) {
+  const ops::PoolOptions options{.kernel = {3},
+                                 .strides = {1},
+                                 .pads_begin = {0},
+                                 .pads_end = {0},
+                                 .dilations = {1}};
+  const auto arena_bytes = [&](bool with_places) -> int64_t {
+    Builder b;
+    const auto pooled = ops::MaxPool(b, b.Input("x", {DType::kF32, {1, 1, 1 << 20}}), options);
+    b.Output(pooled[0]);
+    if (with_places) b.Output(ops::ReduceMax(b, pooled[1], {}, false));
+    absl::StatusOr<Graph> graph = b.Finish();
+    EXPECT_TRUE(graph.ok()) << graph.status();
+    auto plan = Plan::Compile(*std::move(graph), CpuBackend());
+    EXPECT_TRUE(plan.ok()) << plan.status();
+    return (*plan)->arena_bytes();
+  };
+  const int64_t places = 8 * ((1 << 20) - 2);
+  EXPECT_LT(arena_bytes(false), places / 2);
+  EXPECT_GE(arena_bytes(true), places);
+}
+
 TEST(PlanTest, RunsAndReusesMemory) {
   Builder b;
   const Value x = b.Input("x", {DType::kF32, {64, 64}});

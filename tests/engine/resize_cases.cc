@@ -227,10 +227,10 @@ void AddShuffles(std::vector<OpCase>& cases) {
   for (const int64_t r : {1, 2, 3, 4, 5}) {
     OpCase c;
     c.name = absl::StrCat("PixelShuffle_", r);
-    c.inputs = {{.shape = {2, 2 * r * r, 3, 19}}};
+    c.inputs = {{.shape = {1, 2 * r * r, 2, 19}}};
     c.build = [r](Builder& b, const Values& in) { return Values{ops::PixelShuffle(b, in[0], r)}; };
     c.reference = [r](const Refs& in) {
-      Ref y(Shape{2, 2, 3 * r, 19 * r});
+      Ref y(Shape{1, 2, 2 * r, 19 * r});
       for (size_t i = 0; i < y.v.size(); ++i) {
         const auto at = Coordinates(y.shape, static_cast<int64_t>(i));
         const int64_t channel = at[1] * r * r + at[2] % r * r + at[3] % r;
@@ -245,12 +245,12 @@ void AddShuffles(std::vector<OpCase>& cases) {
 
     OpCase back = c;
     back.name = absl::StrCat("PixelUnshuffle_", r);
-    back.inputs = {{.shape = {2, 2, 3 * r, 19 * r}}};
+    back.inputs = {{.shape = {1, 2, 2 * r, 19 * r}}};
     back.build = [r](Builder& b, const Values& in) {
       return Values{ops::PixelUnshuffle(b, in[0], r)};
     };
     back.reference = [r](const Refs& in) {
-      Ref y(Shape{2, 2 * r * r, 3, 19});
+      Ref y(Shape{1, 2 * r * r, 2, 19});
       for (size_t i = 0; i < in[0].v.size(); ++i) {
         const auto at = Coordinates(in[0].shape, static_cast<int64_t>(i));
         const int64_t channel = at[1] * r * r + at[2] % r * r + at[3] % r;

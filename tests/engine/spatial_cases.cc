@@ -168,7 +168,7 @@ void AddPool(std::vector<OpCase>& cases, const PoolSpec& s) {
   const Shape x = Planes(s.x), y{x[0], x[1], v.Out(x, 0), v.Out(x, 1)};
   const Shape x_shape = s.x, y_shape = Unplanes(y, rank);
   const int64_t plane = x[2] * x[3], out_plane = y[2] * y[3];
-  const bool small = x.num_elements() < 500;
+  const bool small = x.num_elements() < 300;
   OpCase c;
   c.name = absl::StrCat("MaxPool_", s.name);
   c.inputs = {{.shape = x_shape}};

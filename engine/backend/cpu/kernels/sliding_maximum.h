@@ -11,6 +11,19 @@
 
 namespace tandem::cpu {
 
+// Maxima of this many neighbours are the elements of the block prefixes and suffixes; a multiple of
+// every instruction set's lanes.
+inline constexpr int64_t kColumn = 16;
+// Elements that buffers have beyond what is asked of them, for whole vectors.
+inline constexpr int64_t kSlack = 128;
+
+// Values, and their places within the plane where they are wanted.
+struct PairBuffer {
+  float* value = nullptr;
+  int32_t* place = nullptr;
+  PairBuffer operator+(int64_t i) const { return {value + i, place + i}; }
+};
+
 // How MaxPool2d is cut into pieces of work, or that it should not be done this way.
 struct SlidingLayout {
   explicit SlidingLayout(const Pool2dParams& p);
