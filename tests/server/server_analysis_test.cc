@@ -100,7 +100,7 @@ TEST_F(ServerAnalysisTest, LayersAndTotals) {
   EXPECT_EQ(response.measured_repetitions(), 0);
   EXPECT_FALSE(response.has_verification());
 
-  const auto& conv = Last(response, "Conv");
+  const v1::AnalyzeModelResponse::Layer conv = Last(response, "Conv");
   EXPECT_THAT(conv.output_shape(), ElementsAre(2, 4, 7, 8));
   EXPECT_EQ(conv.macs(), 2 * 4 * 7 * 8 * 18);
   EXPECT_FALSE(conv.has_seconds());
@@ -113,7 +113,7 @@ TEST_F(ServerAnalysisTest, LayersAndTotals) {
   }
   EXPECT_EQ(conv.receptive_field().dimensions(0).stride(), 4);
   EXPECT_EQ(conv.receptive_field().dimensions(1).stride(), 2);
-  const auto& product = Last(response, "MatMul");
+  const v1::AnalyzeModelResponse::Layer product = Last(response, "MatMul");
   EXPECT_TRUE(product.fused_bias());
   EXPECT_EQ(product.bias_parameters(), 3);
   EXPECT_EQ(product.bias_flops(), 2 * 3);
