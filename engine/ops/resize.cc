@@ -372,13 +372,13 @@ Value ResizeGrad(Builder& b, Value dy, const Shape& x_shape, const ResizeOptions
 
 namespace {
 
-// x must be (N, C, H, W) whose dimensions `axes` divide by `by`.
+// x must be (N, C, H, W) whose dimensions `axes` divide by the factor, or by its square.
 bool CheckDivides(Builder& b, std::string_view op, Value x, int64_t factor,
-                  std::initializer_list<int> axes, int64_t by) {
+                  std::initializer_list<int> axes, bool squared) {
   if (!b.ok()) return false;
   const Shape shape = b.shape(x);
   bool ok = shape.rank() == 4 && factor >= 1 && factor <= (1 << 15);
-  for (int axis : axes) ok = ok && shape[axis] % by == 0;
+  for (int axis : axes) ok = ok && shape[axis] % (squared ? factor * factor : factor) == 0;
   if (!ok) {
     b.Fail(InvalidArgument("[", op, "] x ", shape.ToString(), " with factor ", factor,
                            ": expected (N, C, H, W) that divides into blocks"));
@@ -390,7 +390,7 @@ bool CheckDivides(Builder& b, std::string_view op, Value x, int64_t factor,
 
 Value PixelShuffle(Builder& b, Value x, int64_t factor) {
   const int64_t r = factor;
-  if (!CheckDivides(b, "PixelShuffle", x, r, {1}, r * r)) return {};
+  if (!CheckDivides(b, "PixelShuffle", x, r, {1}, /*squared=*/true)) return {};
   const Shape s = b.shape(x);
   const int64_t channels = s[1] / (r * r);
   Value y = Reshape(b, x, Shape{s[0], channels, r, r, s[2], s[3]});
@@ -400,7 +400,7 @@ Value PixelShuffle(Builder& b, Value x, int64_t factor) {
 
 Value PixelUnshuffle(Builder& b, Value x, int64_t factor) {
   const int64_t r = factor;
-  if (!CheckDivides(b, "PixelUnshuffle", x, r, {2, 3}, r)) return {};
+  if (!CheckDivides(b, "PixelUnshuffle", x, r, {2, 3}, /*squared=*/false)) return {};
   const Shape s = b.shape(x);
   Value y = Reshape(b, x, Shape{s[0], s[1], s[2] / r, r, s[3] / r, r});
   y = Transpose(b, y, {0, 1, 3, 5, 2, 4});
