@@ -158,12 +158,12 @@ absl::Status ListActivations(const Session& session, const Options& o) {
   v1::ListActivationsRequest request;
   for (const std::string& name : o.names) request.add_names(name);
   for (const std::string& text : o.set) {
-    const size_t equals = text.find('=');
+    TANDEM_ASSIGN_OR_RETURN(const auto named, SplitArgument("--set ", text, "NAME=NUMBER"));
     double value = 0;
-    if (equals == std::string::npos || !CLI::detail::lexical_cast(text.substr(equals + 1), value)) {
+    if (!CLI::detail::lexical_cast(named.second, value)) {
       return InvalidArgument("--set '", text, "' is not NAME=NUMBER");
     }
-    (*request.mutable_parameters())[text.substr(0, equals)] = value;
+    (*request.mutable_parameters())[named.first] = value;
   }
   const bool curves = session.json || !o.svg.empty();
   request.set_from(o.from);

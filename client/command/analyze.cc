@@ -275,12 +275,9 @@ absl::Status Analyze(const Session& session, const v1::AnalyzeModelRequest& requ
 }
 
 absl::Status ParseShape(const std::string& text, v1::TensorSpec* spec) {
-  const size_t equals = text.find('=');
-  if (equals == std::string::npos) {
-    return InvalidArgument("--input '", text, "' is not NAME=2,3,4");
-  }
-  spec->set_name(text.substr(0, equals));
-  for (const std::string& size : CLI::detail::split(text.substr(equals + 1), ',')) {
+  TANDEM_ASSIGN_OR_RETURN(const auto named, SplitArgument("--input ", text, "NAME=2,3,4"));
+  spec->set_name(named.first);
+  for (const std::string& size : CLI::detail::split(named.second, ',')) {
     int64_t dim = 0;
     if (!CLI::detail::lexical_cast(size, dim)) {
       return InvalidArgument("--input '", text, "': '", size, "' is no size");

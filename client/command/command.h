@@ -7,6 +7,8 @@
 #include <CLI/CLI.hpp>
 #include <functional>
 #include <string>
+#include <string_view>
+#include <utility>
 #include <vector>
 
 #include "client/client.h"
@@ -54,6 +56,11 @@ std::string Quantity(double value);
 std::string Bytes(int64_t bytes);
 std::string ShapeText(const google::protobuf::RepeatedField<int64_t>& dims);
 
+// What stands before and after the first '=' of an argument; else an error that begins with
+// `option`, as "--input ", and says that the argument is not `form`, as "NAME=FILE".
+absl::StatusOr<std::pair<std::string, std::string>> SplitArgument(std::string_view option,
+                                                                  const std::string& text,
+                                                                  std::string_view form);
 absl::StatusOr<std::string> ReadFile(const std::string& path);
 absl::Status WriteFile(const std::string& path, std::string_view contents);
 // .npy, or .pb (an ONNX TensorProto), by the name's ending.

@@ -99,11 +99,10 @@ struct DistributionArguments {
                             ParseEnum<v1::DistributionFamily>(family, kFamilyPrefix));
     distribution.set_family(parsed);
     for (const std::string& text : parameters) {
-      const size_t equals = text.find('=');
-      if (equals == std::string::npos) return InvalidArgument("'", text, "' is not name=value");
-      const std::string name = text.substr(0, equals);
-      TANDEM_ASSIGN_OR_RETURN(const Tensor tensor, ParseParameter(name, text.substr(equals + 1),
-                                                                  f64 ? DType::kF64 : DType::kF32));
+      TANDEM_ASSIGN_OR_RETURN(const auto split, SplitArgument("", text, "name=value"));
+      const auto& [name, value] = split;
+      TANDEM_ASSIGN_OR_RETURN(const Tensor tensor,
+                              ParseParameter(name, value, f64 ? DType::kF64 : DType::kF32));
       v1::NamedTensor* named = distribution.add_parameters();
       named->set_name(name);
       *named->mutable_tensor() = ToProto(tensor);
@@ -267,12 +266,10 @@ absl::Status Estimate(const Session& session, const EstimateArguments& arguments
     request.set_baseline(kind);
   }
   for (const std::string& text : arguments.inputs) {
-    const size_t equals = text.find('=');
-    if (equals == std::string::npos)
-      return InvalidArgument("--input '", text, "' is not NAME=FILE");
-    TANDEM_ASSIGN_OR_RETURN(const Tensor tensor, ReadTensorFile(text.substr(equals + 1)));
+    TANDEM_ASSIGN_OR_RETURN(const auto input, SplitArgument("--input ", text, "NAME=FILE"));
+    TANDEM_ASSIGN_OR_RETURN(const Tensor tensor, ReadTensorFile(input.second));
     v1::NamedTensor* named = request.add_inputs();
-    named->set_name(text.substr(0, equals));
+    named->set_name(input.first);
     *named->mutable_tensor() = ToProto(tensor);
   }
   v1::EstimateGradientResponse last;

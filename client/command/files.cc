@@ -8,6 +8,16 @@
 
 namespace tandem::command {
 
+absl::StatusOr<std::pair<std::string, std::string>> SplitArgument(std::string_view option,
+                                                                  const std::string& text,
+                                                                  std::string_view form) {
+  const size_t equals = text.find('=');
+  if (equals != std::string::npos) {
+    return std::make_pair(text.substr(0, equals), text.substr(equals + 1));
+  }
+  return InvalidArgument(option, "'", text, "' is not ", form);
+}
+
 absl::StatusOr<std::string> ReadFile(const std::string& path) {
   std::error_code error;
   if (!std::filesystem::is_regular_file(path, error)) {

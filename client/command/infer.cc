@@ -60,13 +60,10 @@ absl::Status Infer(const Session& session, const InferOptions& options) {
   inference::ModelInferRequest request;
   request.set_model_name(options.model);
   for (const std::string& text : options.inputs) {
-    const size_t equals = text.find('=');
-    if (equals == std::string::npos) {
-      return InvalidArgument("--input '", text, "' is not NAME=FILE");
-    }
-    TANDEM_ASSIGN_OR_RETURN(const Tensor tensor, ReadTensorFile(text.substr(equals + 1)));
+    TANDEM_ASSIGN_OR_RETURN(const auto named, SplitArgument("--input ", text, "NAME=FILE"));
+    TANDEM_ASSIGN_OR_RETURN(const Tensor tensor, ReadTensorFile(named.second));
     auto& input = *request.add_inputs();
-    input.set_name(text.substr(0, equals));
+    input.set_name(named.first);
     for (const DatatypeName& known : kDatatypes) {
       if (known.dtype == tensor.dtype()) input.set_datatype(known.name);
     }

@@ -103,11 +103,8 @@ class ArraySource final : public BatchSource {
     std::vector<std::string> files = options.inputs;
     if (!options.target.empty()) files.push_back("target=" + options.target);
     for (const std::string& text : files) {
-      const size_t equals = text.find('=');
-      if (equals == std::string::npos) {
-        return InvalidArgument("--input '", text, "' is not NAME=FILE");
-      }
-      TANDEM_ASSIGN_OR_RETURN(Tensor tensor, ReadTensorFile(text.substr(equals + 1)));
+      TANDEM_ASSIGN_OR_RETURN(const auto named, SplitArgument("--input ", text, "NAME=FILE"));
+      TANDEM_ASSIGN_OR_RETURN(Tensor tensor, ReadTensorFile(named.second));
       if (tensor.shape().rank() == 0 || tensor.shape()[0] == 0) {
         return InvalidArgument("'", text, "' has no rows");
       }
@@ -115,7 +112,7 @@ class ArraySource final : public BatchSource {
         return InvalidArgument("'", text, "' has ", tensor.shape()[0], " rows, the first input ",
                                source->tensors_[0].shape()[0]);
       }
-      source->names_.push_back(text.substr(0, equals));
+      source->names_.push_back(named.first);
       source->tensors_.push_back(std::move(tensor));
     }
     source->order_.resize(source->tensors_[0].shape()[0]);

@@ -32,6 +32,16 @@ struct OnnxOp {
   uint32_t fixed_inputs = 0;
 };
 
+// A row of a family's table.
+constexpr OnnxOp Op(std::string_view name, Outputs (*convert)(NodeContext&), int min_inputs = 1,
+                    int max_inputs = 1, uint32_t shape_inputs = 0) {
+  return {.name = name,
+          .convert = convert,
+          .min_inputs = min_inputs,
+          .max_inputs = max_inputs,
+          .shape_inputs = shape_inputs};
+}
+
 // Operators of the default domain; null for an unknown one. Families: onnx_ops_<family>.cc.
 const OnnxOp* FindOnnxOp(std::string_view name);
 

@@ -180,15 +180,6 @@ Outputs Window(NodeContext& c) {
   return One(c.b.Constant(CastTensor(window, ComputeDType(dtype))));
 }
 
-constexpr OnnxOp Op(std::string_view name, Outputs (*convert)(NodeContext&), int min_inputs = 1,
-                    int max_inputs = 1, uint32_t shape_inputs = 0) {
-  return {.name = name,
-          .convert = convert,
-          .min_inputs = min_inputs,
-          .max_inputs = max_inputs,
-          .shape_inputs = shape_inputs};
-}
-
 constexpr OnnxOp kOps[] = {
     Op("BlackmanWindow", Window<420'000, 500'000, 80'000>, 1, 1, InputSet(0)),
     Op("Constant", Constant, 0, 0),

@@ -311,15 +311,6 @@ Outputs ReverseSequence(NodeContext& c) {
       x));
 }
 
-constexpr OnnxOp Op(std::string_view name, Outputs (*convert)(NodeContext&), int min_inputs,
-                    int max_inputs, uint32_t shape_inputs = 0) {
-  return {.name = name,
-          .convert = convert,
-          .min_inputs = min_inputs,
-          .max_inputs = max_inputs,
-          .shape_inputs = shape_inputs};
-}
-
 constexpr OnnxOp kOps[] = {
     Op("Compress", Compress, 2, 2, InputSet(1)),
     Op("Gather", Gather, 2, 2),

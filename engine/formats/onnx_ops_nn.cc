@@ -316,15 +316,6 @@ Outputs Gemm(NodeContext& c) {
   return One(y);
 }
 
-constexpr OnnxOp Op(std::string_view name, Outputs (*convert)(NodeContext&), int min_inputs = 1,
-                    int max_inputs = 1, uint32_t shape_inputs = 0) {
-  return {.name = name,
-          .convert = convert,
-          .min_inputs = min_inputs,
-          .max_inputs = max_inputs,
-          .shape_inputs = shape_inputs};
-}
-
 constexpr OnnxOp kOps[] = {
     Op("AveragePool", AveragePool),
     Op("Conv", Conv, 2, 3),

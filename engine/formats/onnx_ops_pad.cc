@@ -133,15 +133,6 @@ Outputs CenterCropPad(NodeContext& c) {
   return One(ops::Pad(c.b, x, before, after));
 }
 
-constexpr OnnxOp Op(std::string_view name, Outputs (*convert)(NodeContext&), int min_inputs = 1,
-                    int max_inputs = 1, uint32_t shape_inputs = 0) {
-  return {.name = name,
-          .convert = convert,
-          .min_inputs = min_inputs,
-          .max_inputs = max_inputs,
-          .shape_inputs = shape_inputs};
-}
-
 constexpr OnnxOp kOps[] = {
     Op("CenterCropPad", CenterCropPad, 2, 2, InputSet(1)),
     Op("Pad", Pad, 1, 4, InputSet(1, 2, 3)),

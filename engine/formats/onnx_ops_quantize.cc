@@ -272,8 +272,8 @@ Outputs QLinearConv(NodeContext& c) {
 }
 
 constexpr uint32_t kAllFixed = 0xffffffff;
-constexpr OnnxOp Op(std::string_view name, Outputs (*convert)(NodeContext&), int min_inputs,
-                    int max_inputs, uint32_t fixed_inputs) {
+constexpr OnnxOp FixedOp(std::string_view name, Outputs (*convert)(NodeContext&), int min_inputs,
+                         int max_inputs, uint32_t fixed_inputs) {
   return {.name = name,
           .convert = convert,
           .min_inputs = min_inputs,
@@ -282,13 +282,13 @@ constexpr OnnxOp Op(std::string_view name, Outputs (*convert)(NodeContext&), int
 }
 
 constexpr OnnxOp kOps[] = {
-    Op("ConvInteger", ConvInteger, 2, 4, kAllFixed),
-    Op("DequantizeLinear", DequantizeLinear, 2, 3, InputSet(1, 2)),
-    Op("DynamicQuantizeLinear", DynamicQuantizeLinear, 1, 1, 0),
-    Op("MatMulInteger", MatMulInteger, 2, 4, kAllFixed),
-    Op("QLinearConv", QLinearConv, 8, 9, kAllFixed),
-    Op("QLinearMatMul", QLinearMatMul, 8, 8, kAllFixed),
-    Op("QuantizeLinear", QuantizeLinear, 2, 3, InputSet(1, 2)),
+    FixedOp("ConvInteger", ConvInteger, 2, 4, kAllFixed),
+    FixedOp("DequantizeLinear", DequantizeLinear, 2, 3, InputSet(1, 2)),
+    FixedOp("DynamicQuantizeLinear", DynamicQuantizeLinear, 1, 1, 0),
+    FixedOp("MatMulInteger", MatMulInteger, 2, 4, kAllFixed),
+    FixedOp("QLinearConv", QLinearConv, 8, 9, kAllFixed),
+    FixedOp("QLinearMatMul", QLinearMatMul, 8, 8, kAllFixed),
+    FixedOp("QuantizeLinear", QuantizeLinear, 2, 3, InputSet(1, 2)),
 };
 
 }  // namespace

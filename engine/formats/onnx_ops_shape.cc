@@ -317,15 +317,6 @@ Outputs SpaceToDepth(NodeContext& c) {
   return One(ops::Reshape(c.b, y, {x[0], x[1] * r * r, x[2] / r, x[3] / r}));
 }
 
-constexpr OnnxOp Op(std::string_view name, Outputs (*convert)(NodeContext&), int min_inputs = 1,
-                    int max_inputs = 1, uint32_t shape_inputs = 0) {
-  return {.name = name,
-          .convert = convert,
-          .min_inputs = min_inputs,
-          .max_inputs = max_inputs,
-          .shape_inputs = shape_inputs};
-}
-
 constexpr OnnxOp kOps[] = {
     Op("Concat", Concat, 1, kAnyCount),
     Op("DepthToSpace", DepthToSpace),

@@ -172,7 +172,7 @@ Expr DrawUniform(const Terms& t) {
   return Where(x < t["high"], x, t["low"]);  // the sum may round to high, which is outside
 }
 Expr UniformLogDensity(const Terms& t, Expr x) {
-  return Within(t["low"] <= x && x < t["high"], -Log(t["high"] - t["low"]) + t.Constant(0));
+  return Within(t["low"] <= x && x < t["high"], -Log(t["high"] - t["low"]));
 }
 Expr UniformEntropy(const Terms& t) { return Log(t["high"] - t["low"]); }
 
@@ -527,11 +527,6 @@ Expr DistributionTerms::Noise(ops::Noise noise, int64_t last) const {
 
 Expr DistributionTerms::Broadcast(Expr x, const Shape& shape) const {
   return x.shape() == shape ? x : Expr{b_, ops::BroadcastTo(b_, x.value(), shape)};
-}
-
-Expr DistributionTerms::Constant(double value) const {
-  const Expr scalar{b_, b_.Scalar(value, dtype())};
-  return Broadcast(scalar, DrawShape());
 }
 
 }  // namespace tandem

@@ -41,8 +41,6 @@ class DistributionTerms {
   Shape DrawShape(int64_t last = 0) const;
   ops::Expr Noise(ops::Noise noise, int64_t last = 0) const;
   ops::Expr Broadcast(ops::Expr x, const Shape& shape) const;
-  // Of a log-density or an entropy: the sum of the scalar terms, broadcast to (sample..., B...).
-  ops::Expr Constant(double value) const;
 
  private:
   Builder& b_;

@@ -15,6 +15,7 @@
 #include "engine/graph/builder.h"
 #include "engine/graph/gradient.h"
 #include "engine/ops/ops.h"
+#include "tests/engine/compute.h"
 
 namespace tandem {
 namespace {
@@ -101,19 +102,6 @@ Tensor Random(const Shape& shape, uint32_t seed) {
   Tensor tensor(DType::kF32, shape);
   for (float& value : tensor.data<float>()) value = uniform(random);
   return tensor;
-}
-
-// The operators on tensors: inputs in order, outputs as `build` marks them.
-absl::StatusOr<std::vector<Tensor>> Compute(
-    const std::vector<const Tensor*>& inputs,
-    const std::function<absl::Status(Builder&, const std::vector<Value>&)>& build) {
-  Builder b;
-  std::vector<Value> values;
-  for (const Tensor* tensor : inputs) values.push_back(b.Input("input", tensor->type()));
-  TANDEM_RETURN_IF_ERROR(build(b, values));
-  TANDEM_ASSIGN_OR_RETURN(Graph graph, b.Finish());
-  TANDEM_ASSIGN_OR_RETURN(auto plan, Plan::Compile(std::move(graph), CpuBackend()));
-  return RunPlan(*plan, inputs);
 }
 
 // Marks `value` and its gradients, for the cotangent, with respect to `wrt` as outputs.

@@ -17,6 +17,7 @@
 #include "engine/graph/builder.h"
 #include "engine/graph/gradient.h"
 #include "engine/ops/ops.h"
+#include "tests/engine/compute.h"
 
 namespace tandem {
 namespace {
@@ -118,18 +119,6 @@ Tensor Shuffled(const Shape& shape, uint32_t seed) {
   }
   std::shuffle(values.begin(), values.end(), std::mt19937(seed));
   return tensor;
-}
-
-absl::StatusOr<std::vector<Tensor>> Compute(
-    const std::vector<const Tensor*>& inputs,
-    const std::function<absl::Status(Builder&, const std::vector<Value>&)>& build) {
-  Builder b;
-  std::vector<Value> values;
-  for (const Tensor* tensor : inputs) values.push_back(b.Input("input", tensor->type()));
-  TANDEM_RETURN_IF_ERROR(build(b, values));
-  TANDEM_ASSIGN_OR_RETURN(Graph graph, b.Finish());
-  TANDEM_ASSIGN_OR_RETURN(auto plan, Plan::Compile(std::move(graph), CpuBackend()));
-  return RunPlan(*plan, inputs);
 }
 
 absl::Status AddGradient(Builder& b, Value y, Value x, Value cotangent) {

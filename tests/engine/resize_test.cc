@@ -16,6 +16,7 @@
 #include "engine/graph/builder.h"
 #include "engine/graph/gradient.h"
 #include "engine/ops/ops.h"
+#include "tests/engine/compute.h"
 
 namespace tandem {
 namespace {
@@ -36,18 +37,6 @@ Tensor Reversed(const Shape& shape) {
   Tensor tensor = Data(shape);
   std::reverse(tensor.data<float>().begin(), tensor.data<float>().end());
   return tensor;
-}
-
-absl::StatusOr<std::vector<Tensor>> Compute(
-    const std::vector<const Tensor*>& inputs,
-    const std::function<absl::Status(Builder&, const std::vector<Value>&)>& build) {
-  Builder b;
-  std::vector<Value> values;
-  for (const Tensor* tensor : inputs) values.push_back(b.Input("input", tensor->type()));
-  TANDEM_RETURN_IF_ERROR(build(b, values));
-  TANDEM_ASSIGN_OR_RETURN(Graph graph, b.Finish());
-  TANDEM_ASSIGN_OR_RETURN(auto plan, Plan::Compile(std::move(graph), CpuBackend()));
-  return RunPlan(*plan, inputs);
 }
 
 // {y, dx} for the cotangent dy.
