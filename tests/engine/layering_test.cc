@@ -27,6 +27,10 @@ const std::map<std::string, std::set<std::string>>& Allowed() {
     (*r)["engine/backend/cpu/kernels"] = {"engine/base"};
     (*r)["engine/backend/cpu"] = {"engine/base", "engine/tensor",  "engine/graph",
                                   "engine/ops",  "engine/backend", "engine/backend/cpu/kernels"};
+    (*r)["engine/backend/cuda/emulation"] = {};
+    (*r)["engine/backend/cuda/kernels"] = {"engine/backend/cuda/emulation"};
+    (*r)["engine/backend/cuda"] = {"engine/base", "engine/tensor",  "engine/graph",
+                                   "engine/ops",  "engine/backend", "engine/backend/cuda/kernels"};
     (*r)["engine/exec"] = {"engine/base", "engine/tensor", "engine/graph", "engine/ops",
                            "engine/backend"};
     std::set<std::string> upper = {"engine/base", "engine/tensor", "engine/graph", "engine/ops",

@@ -1,0 +1,22 @@
+// The CUDA kernel of every operator that has one: one line an operator, defined in the family's
+// file beside this one as `constinit const Kernel kNegKernel = {.bind = BindNeg};`. An operator
+// that is not here is lowered, or the plan names it.
+#pragma once
+
+#include "engine/backend/backend.h"
+#include "engine/ops/definitions.h"
+
+// clang-format off
+#define TANDEM_CUDA_ELEMENTWISE_KERNELS(OP) \
+  OP(Neg)
+#define TANDEM_CUDA_KERNELS(OP) \
+  TANDEM_CUDA_ELEMENTWISE_KERNELS(OP)
+// clang-format on
+
+namespace tandem::cuda {
+
+#define OP(name) extern const Kernel k##name##Kernel;
+TANDEM_CUDA_KERNELS(OP)
+#undef OP
+
+}  // namespace tandem::cuda
