@@ -59,7 +59,8 @@ class PlanCompiler {
   absl::Status BindKernels() {
     for (const Node& node : graph_.nodes()) {
       if (node.op->name == "Reshape") continue;
-      KernelSpec spec{.op = node.op,
+      KernelSpec spec{.backend = &backend_,
+                      .op = node.op,
                       .attributes = &node.attributes,
                       .inputs = {},
                       .present = {},
