@@ -139,10 +139,10 @@ absl::StatusOr<OptimizerOptions> FromProto(const v1::Optimizer& optimizer) {
   switch (optimizer.kind()) {
     case v1::OPTIMIZER_KIND_UNSPECIFIED:
     case v1::OPTIMIZER_KIND_ADAMW:
-      options.decoupled = true;
+      options.kind = OptimizerKind::kAdamW;
       break;
     case v1::OPTIMIZER_KIND_ADAM:
-      options.decoupled = false;
+      options.kind = OptimizerKind::kAdam;
       options.weight_decay = 0;
       break;
     default:
@@ -161,7 +161,8 @@ absl::StatusOr<OptimizerOptions> FromProto(const v1::Optimizer& optimizer) {
 
 v1::Optimizer ToProto(const OptimizerOptions& options) {
   v1::Optimizer out;
-  out.set_kind(options.decoupled ? v1::OPTIMIZER_KIND_ADAMW : v1::OPTIMIZER_KIND_ADAM);
+  out.set_kind(options.kind == OptimizerKind::kAdamW ? v1::OPTIMIZER_KIND_ADAMW
+                                                     : v1::OPTIMIZER_KIND_ADAM);
   out.set_decay_vectors(options.decay_vectors);
   for (ParameterRole role : options.no_decay_roles) out.add_no_decay_roles(ToProto(role));
   for (const std::string& name : options.no_decay) out.add_no_decay(name);

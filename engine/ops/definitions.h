@@ -30,7 +30,7 @@
   OP(LogSoftmax) OP(LogSoftmaxGrad) OP(LayerNorm) OP(LayerNormGrad) OP(RmsNorm) OP(RmsNormGrad)
 #define TANDEM_LOSS_OPS(OP) OP(SoftmaxCrossEntropy) OP(SoftmaxCrossEntropyGrad)
 #define TANDEM_SEQUENCE_OPS(OP) OP(Rope) OP(Attention) OP(AttentionGrad) OP(PagedAttention)
-#define TANDEM_OPTIMIZER_OPS(OP) OP(SumOfSquares) OP(AdamStep)
+#define TANDEM_OPTIMIZER_OPS(OP) OP(SumOfSquares) OP(OptimizerControl) OP(AdamStep) OP(SgdStep)
 // Operators that are nothing but their lowering, on every backend.
 #define TANDEM_LOWERED_OPS(OP) OP(StraightThrough)
 #define TANDEM_KERNEL_OPS(OP)                                                                 \

@@ -49,6 +49,14 @@ absl::Status RequireSameDType(const InferArgs& args, int i, int j) {
                          args.type(j).ToString(), ": the types differ");
 }
 
+DType StatisticsDType(DType dtype) {
+  return dtype == DType::kBF16 || dtype == DType::kF16 ? DType::kF32 : dtype;
+}
+
+absl::Status RequireStatistic(const InferArgs& args, int i, std::string_view what) {
+  return RequireDType(args, i, what, StatisticsDType(args.type(0).dtype));
+}
+
 Types InferFloat(const InferArgs& args) {
   TANDEM_RETURN_IF_ERROR(RequireFloat(args, 0, "input"));
   return std::vector<TensorType>{args.type(0)};

@@ -19,12 +19,17 @@ absl::Status RequireIndex(const InferArgs& args, int i, std::string_view what); 
 absl::Status RequireRank(const InferArgs& args, int i, std::string_view what, int rank);
 absl::Status RequireShape(const InferArgs& args, int i, std::string_view what, const Shape& shape);
 absl::Status RequireSameDType(const InferArgs& args, int i, int j);
+// Input `i` is a statistic of input 0.
+absl::Status RequireStatistic(const InferArgs& args, int i, std::string_view what);
 
 // The first input's type: elementwise operators on floats, on numbers, on anything.
 Types InferFloat(const InferArgs& args);
 Types InferNumber(const InferArgs& args);
 // The types of two floats of one shape: (x, dy) -> dx.
 Types InferFloatPair(const InferArgs& args);
+
+// What statistics of that type are kept in: f32 for the 16-bit floats.
+DType StatisticsDType(DType dtype);
 
 // A shape kept as an attribute.
 std::vector<int64_t> DimsOf(const Shape& shape);

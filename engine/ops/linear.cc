@@ -41,7 +41,13 @@ Types InferMatMul(const InferArgs& args) {
     TANDEM_RETURN_IF_ERROR(RequireSameDType(args, 0, 2));
     TANDEM_RETURN_IF_ERROR(RequireShape(args, 2, "bias", Shape{n}));
   }
-  return std::vector<TensorType>{{args.type(0).dtype, *std::move(out)}};
+  const DType dtype = args.type(0).dtype;
+  if (!args.attributes.Has("out")) return std::vector<TensorType>{{dtype, *std::move(out)}};
+  if (dtype != DType::kBF16 && dtype != DType::kF16) {
+    return InvalidArgument("a is ", args.type(0).ToString(),
+                           "; with an f32 result it must be bf16 ", "or f16");
+  }
+  return std::vector<TensorType>{{DType::kF32, *std::move(out)}};
 }
 
 // Many rows and one matrix, a (..., M, K) x b (K, N): one product of R = ... M rows.
@@ -60,7 +66,9 @@ Value FlattenRows(Builder& b, Value x) {
 //   dbias = dC summed over its rows;
 // summed over the batch dimensions that were broadcast.
 std::vector<Value> MatMulGradient(Builder& b, const GradientArgs& g) {
-  const Value x = g.in(0), y = g.in(1), dz = g.cotangent();
+  const Value x = g.in(0), y = g.in(1);
+  Value dz = g.cotangent();
+  if (b.dtype(dz) != b.dtype(x)) dz = Cast(b, dz, b.dtype(x));
   const Flags flags(g.node.attributes);
   const bool ta = flags.transpose_a, tb = flags.transpose_b;
   const Shape x_shape = b.shape(x), y_shape = b.shape(y);
@@ -151,9 +159,17 @@ Value TriangularSolve(Builder& b, Value l, Value rhs, bool transpose_l) {
   return b.Add(kTriangularSolve, {l, rhs}, {{"transpose_l", int64_t{transpose_l}}});
 }
 
-Value MatMul(Builder& b, Value a, Value x, bool transpose_a, bool transpose_b, Value bias) {
+Value MatMul(Builder& b, Value a, Value x, bool transpose_a, bool transpose_b, Value bias,
+             std::optional<DType> out) {
   Attributes attributes = {{"transpose_a", int64_t{transpose_a}},
                            {"transpose_b", int64_t{transpose_b}}};
+  if (out.has_value() && b.dtype(a) != *out) {
+    if (*out != DType::kF32) {
+      return b.Fail(InvalidArgument("[MatMul] a result of ", DTypeName(*out), " from ",
+                                    DTypeName(b.dtype(a)), " operands"));
+    }
+    attributes.Set("out", static_cast<int64_t>(*out));
+  }
   if (!bias.valid()) return b.Add(kMatMul, {a, x}, std::move(attributes));
   return b.Add(kMatMul, {a, x, bias}, std::move(attributes));
 }

@@ -19,7 +19,7 @@ absl::Status CheckLogitsAndTargets(const InferArgs& args) {
 
 Types InferSoftmaxCrossEntropy(const InferArgs& args) {
   TANDEM_RETURN_IF_ERROR(CheckLogitsAndTargets(args));
-  const TensorType row{args.type(0).dtype, Rows(args.shape(0))};
+  const TensorType row{StatisticsDType(args.type(0).dtype), Rows(args.shape(0))};
   return std::vector<TensorType>{row, row};
 }
 
@@ -27,8 +27,9 @@ Types InferSoftmaxCrossEntropy(const InferArgs& args) {
 Types InferSoftmaxCrossEntropyGrad(const InferArgs& args) {
   TANDEM_RETURN_IF_ERROR(CheckLogitsAndTargets(args));
   for (int i : {2, 3}) {
-    TANDEM_RETURN_IF_ERROR(RequireSameDType(args, 0, i));
-    TANDEM_RETURN_IF_ERROR(RequireShape(args, i, i == 2 ? "lse" : "dloss", Rows(args.shape(0))));
+    const std::string_view what = i == 2 ? "lse" : "dloss";
+    TANDEM_RETURN_IF_ERROR(RequireStatistic(args, i, what));
+    TANDEM_RETURN_IF_ERROR(RequireShape(args, i, what, Rows(args.shape(0))));
   }
   return std::vector<TensorType>{args.type(0)};
 }
@@ -40,7 +41,7 @@ Value AsColumn(Builder& b, Value x) {
   return Reshape(b, x, shape);
 }
 Value SoftmaxFromLse(Builder& b, Value logits, Value lse) {
-  return Exp(b, Sub(b, logits, AsColumn(b, lse)));
+  return Exp(b, Sub(b, Cast(b, logits, b.dtype(lse)), AsColumn(b, lse)));
 }
 // step * (0, 1, ..., n - 1)
 template <typename T>
@@ -59,7 +60,8 @@ std::vector<Value> SoftmaxCrossEntropyGradient(Builder& b, const GradientArgs& g
     d = SoftmaxCrossEntropyGrad(b, logits, targets, lse, g.cotangent(0));
   }
   if (g.cotangent(1).valid()) {
-    const Value through = Mul(b, SoftmaxFromLse(b, logits, lse), AsColumn(b, g.cotangent(1)));
+    Value through = Mul(b, SoftmaxFromLse(b, logits, lse), AsColumn(b, g.cotangent(1)));
+    through = Cast(b, through, b.dtype(logits));
     d = d.valid() ? Add(b, d, through) : through;
   }
   return {d, Value{}};

@@ -40,7 +40,9 @@ Types InferSoftmax(const InferArgs& args) {
 }
 
 // One value a row of x, as LayerNorm's mean.
-TensorType RowType(const InferArgs& args) { return {args.type(0).dtype, Rows(args.shape(0))}; }
+TensorType RowType(const InferArgs& args) {
+  return {StatisticsDType(args.type(0).dtype), Rows(args.shape(0))};
+}
 
 absl::Status RequireWidth(const InferArgs& args, int i, std::string_view what) {
   if (!args.has(i)) return absl::OkStatus();
@@ -49,7 +51,7 @@ absl::Status RequireWidth(const InferArgs& args, int i, std::string_view what) {
 }
 
 absl::Status RequireRows(const InferArgs& args, int i, std::string_view what) {
-  TANDEM_RETURN_IF_ERROR(RequireSameDType(args, 0, i));
+  TANDEM_RETURN_IF_ERROR(RequireStatistic(args, i, what));
   return RequireShape(args, i, what, Rows(args.shape(0)));
 }
 
@@ -104,6 +106,7 @@ Value Accumulate(Builder& b, Value sum, Value term) {
 // The part of dx that comes through rstd = (mean(c^2) + eps)^(-1/2), c being x, or x - mean:
 //   dx = -drstd rstd^3 c / D
 Value ThroughRstd(Builder& b, Value drstd, Value rstd, Value centred, int64_t width) {
+  centred = Cast(b, centred, b.dtype(rstd));
   const Value cube = Mul(b, Square(b, rstd), rstd);
   const Value factor = Mul(b, Mul(b, drstd, cube), C(b, -1.0 / static_cast<double>(width), rstd));
   return Mul(b, AsColumn(b, factor), centred);
@@ -122,11 +125,13 @@ std::vector<Value> LayerNormGradient(Builder& b, const GradientArgs& g) {
   const Shape shape = b.shape(x);
   if (g.cotangent(1).valid()) {
     const Value share = Mul(b, g.cotangent(1), C(b, 1.0 / static_cast<double>(shape[-1]), mean));
-    result[0] = Accumulate(b, result[0], BroadcastTo(b, AsColumn(b, share), shape));
+    const Value through = BroadcastTo(b, AsColumn(b, share), shape);
+    result[0] = Accumulate(b, result[0], Cast(b, through, b.dtype(x)));
   }
   if (g.cotangent(2).valid()) {
-    const Value centred = Sub(b, x, AsColumn(b, mean));
-    result[0] = Accumulate(b, result[0], ThroughRstd(b, g.cotangent(2), rstd, centred, shape[-1]));
+    const Value centred = Sub(b, Cast(b, x, b.dtype(mean)), AsColumn(b, mean));
+    const Value through = ThroughRstd(b, g.cotangent(2), rstd, centred, shape[-1]);
+    result[0] = Accumulate(b, result[0], Cast(b, through, b.dtype(x)));
   }
   return result;
 }
@@ -142,7 +147,8 @@ std::vector<Value> RmsNormGradient(Builder& b, const GradientArgs& g) {
   }
   if (g.cotangent(1).valid()) {
     const int64_t width = b.shape(x)[-1];
-    result[0] = Accumulate(b, result[0], ThroughRstd(b, g.cotangent(1), rstd, x, width));
+    const Value through = ThroughRstd(b, g.cotangent(1), rstd, x, width);
+    result[0] = Accumulate(b, result[0], Cast(b, through, b.dtype(x)));
   }
   return result;
 }

@@ -2,12 +2,14 @@
 //
 // Each function appends one node to a Builder and returns its output(s); after the builder's first
 // error it does nothing. Shapes stand in the comments; "..." is any number of leading dimensions.
-// f32 unless said otherwise. Binary operators broadcast as NumPy does. Each operator's inference,
-// gradient, lowering and cost are in the family's file beside this one; its meaning follows the
-// cited definition, else ONNX's operator of that name.
+// f32 unless said otherwise; a backend without a bf16 or f16 kernel computes in f32 and rounds the
+// results. Statistics of bf16 and f16 inputs (mean, rstd, lse) are f32. Binary operators broadcast
+// as NumPy does. Each operator's inference, gradient, lowering and cost are in the family's file
+// beside this one; its meaning follows the cited definition, else ONNX's operator of that name.
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -110,9 +112,10 @@ Value GatherGrad(Builder& b, Value dy, Value indices, const Shape& shape);
 // --- linear.cc ----------------------------------------------------------------------------------
 // a (..., M, K) x b (..., K, N) -> (..., M, N), batch dimensions broadcast; with transpose_a, a is
 // (..., K, M); with transpose_b, b is (..., N, K). `bias` (N) is optional. Batch-invariant: the
-// bits of an output row depend on that row of a, on b and on bias alone.
+// bits of an output row depend on that row of a, on b and on bias alone. bf16 and f16 are
+// accumulated in f32 and rounded once; with `out` f32, not even then.
 Value MatMul(Builder& b, Value a, Value x, bool transpose_a = false, bool transpose_b = false,
-             Value bias = {});
+             Value bias = {}, std::optional<DType> out = std::nullopt);
 
 // The solution x (..., D, N) of L x = rhs, or of L^T x = rhs, for the lower triangle of l (..., D,
 // D); what is above its diagonal is not read. rhs (..., D, N) has the same batch dimensions. f32 or
@@ -222,19 +225,67 @@ std::vector<Value> AttentionGrad(Builder& b, Value q, Value k, Value v, Value qu
                                  Value out, Value lse, Value dout, double scale);
 // Serving: writes the new tokens' k and v into the cache (in place), then attends to all of it.
 // past_length (S) i32; block_table (S, B) i32; k_cache (P, Hkv, D, 32), v_cache (P, Hkv, 32, D).
-// The same bits as Attention over the whole sequence. Not differentiable.
+// The caches are of q's dtype or f32. The same bits as Attention over the whole sequence. Not
+// differentiable.
 Value PagedAttention(Builder& b, Value q, Value k, Value v, Value query_start, Value past_length,
                      Value block_table, Value k_cache, Value v_cache, double scale);
 
-// --- optimizer.cc: over flat parameters
-// ------------------------------------------------------------ Sum of squares of x (P) as an f64
-// scalar, in a fixed order.
+// --- optimizer.cc: over flat parameters ----------------------------------------------------------
+// A step is SumOfSquares, OptimizerControl and one of the two updates: nothing in it waits for the
+// host. Sum of squares of x (P) as an f64 scalar, in a fixed order.
 Value SumOfSquares(Builder& b, Value x);
+// Places in OptimizerControl's vectors. kHyperGrowth and kHyperBackoff of 1 keep the loss scale.
+enum OptimizerHyper : int64_t {
+  kHyperLearningRate,
+  kHyperBeta1,
+  kHyperBeta2,
+  kHyperEpsilon,
+  kHyperWeightDecay,
+  kHyperMomentum,
+  kHyperMaxGradNorm,     // 0: no clipping
+  kHyperGrowth,          // of the loss scale after kHyperGrowthInterval good steps
+  kHyperBackoff,         // of the loss scale after a skipped step
+  kHyperGrowthInterval,  // steps
+  kHyperCount
+};
+enum OptimizerState : int64_t {
+  kStateStep,       // steps applied so far
+  kStateSkipped,    // steps skipped so far
+  kStateLossScale,  // what the gradients of the next step are multiplied by
+  kStateGoodSteps,  // applied since the loss scale last changed
+  kStateCount
+};
+enum OptimizerControlEntry : int64_t {
+  kControlLearningRate,
+  kControlBeta1,
+  kControlBeta2,
+  kControlEpsilon,
+  kControlWeightDecay,
+  kControlBias1,      // 1 - beta1^t, t the number of this step, from 1
+  kControlBias2,      // 1 - beta2^t
+  kControlGradScale,  // multiplies the gradients: clip coefficient / loss scale
+  kControlMomentum,
+  kControlApply,      // 1; 0: the step is skipped
+  kControlGradNorm,   // of the unscaled gradients, before clipping
+  kControlLossScale,  // of these gradients
+  kControlCount
+};
+// What a step needs beyond the arrays, decided where the sum of squares is: f64 sum (), hyper
+// (kHyperCount), state (kStateCount) -> {control (kControlCount), state'}. sum is of gradients that
+// are multiplied by the state's loss scale. Where it is not finite the step is skipped and does not
+// count; clipping is PyTorch's clip_grad_norm_, and the loss scale follows PyTorch's GradScaler,
+// but never leaves the normal f32 numbers. state' may share memory with state.
+std::vector<Value> OptimizerControl(Builder& b, Value sum_of_squares, Value hyper, Value state);
 // Adam (decoupled = false; Kingma and Ba 2015) or AdamW (Loshchilov and Hutter 2019), with
-// PyTorch's formulas. p, g, m, v (P); decay (P) u8: 1 where weight decay applies; hyper (8) f32 or
-// f64: {lr, beta1, beta2, eps, weight_decay, 1 - beta1^t, 1 - beta2^t, gradient scale}.
-// -> {p', m', v'}, which may share memory with p, m, v.
+// PyTorch's formulas. p, g, m, v (P); decay (P) u8: 1 where weight decay applies; control from
+// OptimizerControl. -> {p', m', v'}, which may share memory with p, m, v; a skipped step leaves
+// all three as they are.
 std::vector<Value> AdamStep(Builder& b, Value p, Value g, Value m, Value v, Value decay,
-                            Value hyper, bool decoupled);
+                            Value control, bool decoupled);
+// PyTorch's SGD without dampening: weight decay added to the gradient, buffer' = momentum buffer +
+// g (a buffer of zeros before the first step; with momentum 0 it stays as it is), p' = p - lr
+// buffer', or with nesterov p - lr (g + momentum buffer'). -> {p', buffer'}, as AdamStep.
+std::vector<Value> SgdStep(Builder& b, Value p, Value g, Value buffer, Value decay, Value control,
+                           bool nesterov);
 
 }  // namespace tandem::ops

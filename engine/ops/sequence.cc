@@ -43,13 +43,15 @@ absl::Status CheckAttention(const InferArgs& args) {
 
 Types InferAttention(const InferArgs& args) {
   TANDEM_RETURN_IF_ERROR(CheckAttention(args));
-  return std::vector<TensorType>{args.type(0), {args.type(0).dtype, Rows(args.shape(0))}};
+  const TensorType lse{StatisticsDType(args.type(0).dtype), Rows(args.shape(0))};
+  return std::vector<TensorType>{args.type(0), lse};
 }
 
 // q, k, v, query_start, out, lse, dout
 Types InferAttentionGrad(const InferArgs& args) {
   TANDEM_RETURN_IF_ERROR(CheckAttention(args));
-  for (int i : {4, 5, 6}) TANDEM_RETURN_IF_ERROR(RequireSameDType(args, 0, i));
+  for (int i : {4, 6}) TANDEM_RETURN_IF_ERROR(RequireSameDType(args, 0, i));
+  TANDEM_RETURN_IF_ERROR(RequireStatistic(args, 5, "lse"));
   TANDEM_RETURN_IF_ERROR(RequireShape(args, 4, "out", args.shape(0)));
   TANDEM_RETURN_IF_ERROR(RequireShape(args, 5, "lse", Rows(args.shape(0))));
   TANDEM_RETURN_IF_ERROR(RequireShape(args, 6, "dout", args.shape(0)));
@@ -66,7 +68,9 @@ Types InferPagedAttention(const InferArgs& args) {
   TANDEM_RETURN_IF_ERROR(RequireDType(args, 5, "block_table", DType::kI32));
   TANDEM_RETURN_IF_ERROR(RequireRank(args, 5, "block_table", 2));
   TANDEM_RETURN_IF_ERROR(RequireShape(args, 5, "block_table", Shape{sequences, args.shape(5)[1]}));
-  for (int i : {6, 7}) TANDEM_RETURN_IF_ERROR(RequireSameDType(args, 0, i));
+  // A backend that computes bf16 and f16 in f32 keeps the (rounded) values in f32 caches.
+  if (args.type(6).dtype != DType::kF32) TANDEM_RETURN_IF_ERROR(RequireSameDType(args, 0, 6));
+  TANDEM_RETURN_IF_ERROR(RequireSameDType(args, 6, 7));
   TANDEM_RETURN_IF_ERROR(RequireRank(args, 6, "k_cache", 4));
   const int64_t pages = args.shape(6)[0];
   TANDEM_RETURN_IF_ERROR(RequireShape(args, 6, "k_cache", Shape{pages, kv_heads, width, kPage}));

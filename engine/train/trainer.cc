@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstring>
 #include <functional>
+#include <limits>
 #include <span>
 #include <utility>
 
@@ -82,49 +83,86 @@ absl::Status OptimizerOptions::Validate() const {
   TANDEM_RETURN_IF_ERROR(CheckRange("beta2", beta2, 0, false, 1));
   TANDEM_RETURN_IF_ERROR(CheckRange("epsilon", epsilon, 0, true, kInf));
   TANDEM_RETURN_IF_ERROR(CheckRange("weight_decay", weight_decay, 0, false, kInf));
+  TANDEM_RETURN_IF_ERROR(CheckRange("momentum", momentum, 0, false, 1));
+  if (nesterov && !(momentum > 0)) return InvalidArgument("nesterov needs a momentum above 0");
   return CheckRange("max_grad_norm", max_grad_norm, 0, false, kInf);
 }
 
+absl::Status LossScaling::Validate() const {
+  constexpr double kInf = INFINITY, kLargest = std::numeric_limits<float>::max();
+  TANDEM_RETURN_IF_ERROR(CheckRange("initial_scale", initial_scale, 0x1p-126, false, kLargest));
+  TANDEM_RETURN_IF_ERROR(CheckRange("growth_factor", growth_factor, 1, true, kInf));
+  TANDEM_RETURN_IF_ERROR(CheckRange("backoff_factor", backoff_factor, 0, true, 1));
+  if (growth_interval < 1) {
+    return InvalidArgument("growth_interval is ", growth_interval, ", must be at least 1");
+  }
+  return absl::OkStatus();
+}
+
 Trainer::Trainer(Model* model, Objective objective, OptimizerOptions optimizer,
-                 std::vector<std::string> frozen)
+                 std::vector<std::string> frozen, const LossScaling& loss_scaling)
     : model_(model),
       objective_(std::move(objective)),
       optimizer_(std::move(optimizer)),
-      frozen_(std::move(frozen)) {}
+      frozen_(std::move(frozen)),
+      loss_scaling_(loss_scaling) {
+  const bool scales = loss_scaling.mode != LossScaling::Mode::kNone;
+  state_[ops::kStateLossScale] = scales ? loss_scaling.initial_scale : 1;
+}
 
 absl::StatusOr<std::unique_ptr<Trainer>> Trainer::Create(Model* model, Objective objective,
                                                          OptimizerOptions optimizer,
-                                                         const std::vector<std::string>& frozen) {
+                                                         const std::vector<std::string>& frozen,
+                                                         const LossScaling& loss_scaling) {
   TANDEM_RETURN_IF_ERROR(optimizer.Validate());
+  TANDEM_RETURN_IF_ERROR(loss_scaling.Validate());
   TANDEM_RETURN_IF_ERROR(CheckObjective(*model, objective));
-  std::unique_ptr<Trainer> trainer(new Trainer(model, std::move(objective), optimizer, frozen));
+  std::unique_ptr<Trainer> trainer(
+      new Trainer(model, std::move(objective), optimizer, frozen, loss_scaling));
   TANDEM_RETURN_IF_ERROR(trainer->CheckNoDecay(optimizer.no_decay));
   TANDEM_RETURN_IF_ERROR(trainer->SelectTrainable());
   const int64_t size = model->parameters().flat_size();
   const TensorType flat{DType::kF32, {size}};
-  const std::vector<TensorType> step_inputs = {
-      flat, flat, flat, flat, {DType::kU8, {size}}, {DType::kF64, {8}}};
-  const std::span<const TensorType> flats(step_inputs);
   trainer->gradients_ = Tensor::Zeros(flat);
   trainer->first_moment_ = Tensor::Zeros(flat);
-  trainer->second_moment_ = Tensor::Zeros(flat);
+  if (optimizer.kind != OptimizerKind::kSgd) trainer->second_moment_ = Tensor::Zeros(flat);
   trainer->decay_ = Tensor::Zeros({DType::kU8, {size}});
   trainer->FillDecay();
-  TANDEM_ASSIGN_OR_RETURN(trainer->norm_plan_,
-                          FlatPlan(flats.first(1), [](Builder& b, const std::vector<Value>& in) {
-                            return std::vector<Value>{ops::SumOfSquares(b, in[0])};
-                          }));
+  const TensorType summands[] = {flat, flat};
   TANDEM_ASSIGN_OR_RETURN(trainer->add_plan_,
-                          FlatPlan(flats.first(2), [](Builder& b, const std::vector<Value>& in) {
+                          FlatPlan(summands, [](Builder& b, const std::vector<Value>& in) {
                             return std::vector<Value>{ops::Add(b, in[0], in[1])};
                           }));
-  const bool decoupled = optimizer.decoupled;
-  TANDEM_ASSIGN_OR_RETURN(
-      trainer->step_plan_,
-      FlatPlan(step_inputs, [decoupled](Builder& b, const std::vector<Value>& in) {
-        return ops::AdamStep(b, in[0], in[1], in[2], in[3], in[4], in[5], decoupled);
-      }));
+  TANDEM_RETURN_IF_ERROR(trainer->CompileStep());
   return trainer;
+}
+
+// hyper, state, g, decay, p, m and, but for SGD, v -> control, state', p', m', v'
+absl::Status Trainer::CompileStep() {
+  const int64_t size = gradients_.num_elements();
+  const TensorType flat{DType::kF32, {size}};
+  std::vector<TensorType> inputs = {{DType::kF64, {ops::kHyperCount}},
+                                    {DType::kF64, {ops::kStateCount}},
+                                    flat,
+                                    {DType::kU8, {size}},
+                                    flat,
+                                    flat};
+  const OptimizerOptions& o = optimizer_;
+  if (o.kind != OptimizerKind::kSgd) inputs.push_back(flat);
+  const auto build = [&o](Builder& b, const std::vector<Value>& in) {
+    const Value g = in[2], decay = in[3];
+    std::vector<Value> out = ops::OptimizerControl(b, ops::SumOfSquares(b, g), in[0], in[1]);
+    const Value control = out[0];
+    for (Value v : o.kind == OptimizerKind::kSgd
+                       ? ops::SgdStep(b, in[4], g, in[5], decay, control, o.nesterov)
+                       : ops::AdamStep(b, in[4], g, in[5], in[6], decay, control,
+                                       o.kind == OptimizerKind::kAdamW)) {
+      out.push_back(v);
+    }
+    return out;
+  };
+  TANDEM_ASSIGN_OR_RETURN(step_plan_, FlatPlan(inputs, build));
+  return absl::OkStatus();
 }
 
 absl::Status Trainer::SelectTrainable() {
@@ -215,7 +253,7 @@ absl::StatusOr<LossReport> Trainer::ForwardBackward(const Batch& batch) {
   }));
   if (inputs.class_targets) TANDEM_RETURN_IF_ERROR(CheckTargets(*plan, inputs));
 
-  // The cotangent of the losses: weight / what MEAN divides by.
+  // The cotangent of the losses: weight / what MEAN divides by, times the loss scale.
   Tensor losses(plan->output_types()[0]);
   Tensor cotangent(losses.type());
   double divisor = 1;
@@ -226,7 +264,8 @@ absl::StatusOr<LossReport> Trainer::ForwardBackward(const Batch& batch) {
   }
   std::span<float> scale = cotangent.data<float>();
   for (size_t i = 0; i < scale.size(); ++i) {
-    scale[i] = static_cast<float>((inputs.weights.empty() ? 1 : inputs.weights[i]) / divisor);
+    const double weight = inputs.weights.empty() ? 1 : inputs.weights[i];
+    scale[i] = static_cast<float>(weight / divisor * loss_scale());
   }
 
   if (micro_step_ > 0 && partial_gradients_.num_elements() != gradients_.num_elements()) {
@@ -243,7 +282,7 @@ absl::StatusOr<LossReport> Trainer::ForwardBackward(const Batch& batch) {
     output_pointers.push_back(target.data<float>().data() + model_->parameters().offset(i));
   }
   // Skipped steps count: drawing the numbers again that overflowed would overflow again.
-  plan->SetRandomKey(random_seed_, (static_cast<uint64_t>(step_ + skipped_steps_) << 32) |
+  plan->SetRandomKey(random_seed_, (static_cast<uint64_t>(step() + skipped_steps()) << 32) |
                                        static_cast<uint64_t>(micro_step_));
   plan->Run(input_pointers, model_->parameters().pointers(), output_pointers);
   if (micro_step_ > 0) {
@@ -264,44 +303,42 @@ absl::StatusOr<StepReport> Trainer::OptimStep() {
                               "' has no accumulated gradients: call ForwardBackward first");
   }
   const Stopwatch watch;
-  StepReport report;
-  double sum = 0;
-  {
-    const void* in[] = {gradients_.raw()};
-    void* out[] = {&sum};
-    norm_plan_->Run(in, {}, out);
+  const std::array<double, ops::kHyperCount> hyper = Hyperparameters();
+  std::array<double, ops::kControlCount> control{};
+  float* p = model_->parameters().flat();
+  std::vector<const void*> in = {
+      hyper.data(), state_.data(), gradients_.raw(), decay_.raw(), p, first_moment_.raw()};
+  std::vector<void*> out = {control.data(), state_.data(), p, first_moment_.raw()};
+  if (optimizer_.kind != OptimizerKind::kSgd) {
+    in.push_back(second_moment_.raw());
+    out.push_back(second_moment_.raw());
   }
-  report.grad_norm = std::sqrt(sum);
-  report.skipped = !std::isfinite(sum);
+  step_plan_->Run(in, {}, out);
   micro_step_ = 0;
-  if (report.skipped) {
-    ++skipped_steps_;
-  } else {
-    ++step_;
-    // Clip as PyTorch's clip_grad_norm_ does.
-    double scale = 1;
-    if (optimizer_.max_grad_norm > 0) {
-      scale = std::min(1.0, optimizer_.max_grad_norm / (report.grad_norm + 1e-6));
-    }
-    const auto t = static_cast<double>(step_);
-    const double hyper[8] = {optimizer_.learning_rate,
-                             optimizer_.beta1,
-                             optimizer_.beta2,
-                             optimizer_.epsilon,
-                             optimizer_.weight_decay,
-                             1 - std::pow(optimizer_.beta1, t),
-                             1 - std::pow(optimizer_.beta2, t),
-                             scale};
-    float* p = model_->parameters().flat();
-    const void* in[] = {
-        p, gradients_.raw(), first_moment_.raw(), second_moment_.raw(), decay_.raw(), hyper};
-    void* out[] = {p, first_moment_.raw(), second_moment_.raw()};
-    step_plan_->Run(in, {}, out);
-    model_->BumpWeightsVersion();
-  }
-  report.step = step_;
+  StepReport report;
+  report.grad_norm = control[ops::kControlGradNorm];
+  report.skipped = control[ops::kControlApply] == 0;
+  report.loss_scale = control[ops::kControlLossScale];
+  if (!report.skipped) model_->BumpWeightsVersion();
+  report.step = step();
   report.seconds = watch.seconds();
   return report;
+}
+
+std::array<double, ops::kHyperCount> Trainer::Hyperparameters() const {
+  const bool dynamic = loss_scaling_.mode == LossScaling::Mode::kDynamic;
+  std::array<double, ops::kHyperCount> hyper{};
+  hyper[ops::kHyperLearningRate] = optimizer_.learning_rate;
+  hyper[ops::kHyperBeta1] = optimizer_.beta1;
+  hyper[ops::kHyperBeta2] = optimizer_.beta2;
+  hyper[ops::kHyperEpsilon] = optimizer_.epsilon;
+  hyper[ops::kHyperWeightDecay] = optimizer_.weight_decay;
+  hyper[ops::kHyperMomentum] = optimizer_.momentum;
+  hyper[ops::kHyperMaxGradNorm] = optimizer_.max_grad_norm;
+  hyper[ops::kHyperGrowth] = dynamic ? loss_scaling_.growth_factor : 1;
+  hyper[ops::kHyperBackoff] = dynamic ? loss_scaling_.backoff_factor : 1;
+  hyper[ops::kHyperGrowthInterval] = static_cast<double>(loss_scaling_.growth_interval);
+  return hyper;
 }
 
 absl::StatusOr<LossReport> Trainer::Evaluate(Model* model, const Objective& objective,
@@ -327,16 +364,17 @@ absl::StatusOr<LossReport> Trainer::Evaluate(Model* model, const Objective& obje
 
 absl::Status Trainer::SetOptimizer(const OptimizerOptions& options) {
   TANDEM_RETURN_IF_ERROR(options.Validate());
-  if (options.decoupled != optimizer_.decoupled) {
+  if (options.kind != optimizer_.kind) {
     return InvalidArgument("the kind of optimizer cannot change during training");
   }
   TANDEM_RETURN_IF_ERROR(CheckNoDecay(options.no_decay));
   const bool decay_changed = options.decay_vectors != optimizer_.decay_vectors ||
                              options.no_decay_roles != optimizer_.no_decay_roles ||
                              options.no_decay != optimizer_.no_decay;
+  const bool nesterov_changed = options.nesterov != optimizer_.nesterov;
   optimizer_ = options;
   if (decay_changed) FillDecay();
-  return absl::OkStatus();
+  return nesterov_changed ? CompileStep() : absl::OkStatus();
 }
 
 int64_t Trainer::state_bytes() const {

@@ -4,12 +4,14 @@
 // arrays of one layout (ParameterStore), so an optimizer step is one pass.
 #pragma once
 
+#include <array>
 #include <memory>
 #include <optional>
 #include <string>
 #include <vector>
 
 #include "engine/exec/model.h"
+#include "engine/ops/ops.h"
 
 namespace tandem {
 
@@ -35,15 +37,34 @@ struct Objective {
   double temperature = 1;  // kSoftAccuracy, kSoftF1
 };
 
+// kAdamW decays the weights themselves; kAdam and kSgd add weight_decay times them to the gradient.
+enum class OptimizerKind : uint8_t { kAdamW, kAdam, kSgd };
+
 struct OptimizerOptions {
-  bool decoupled = true;  // AdamW; false: Adam
-  double learning_rate = 1e-3, beta1 = 0.9, beta2 = 0.999, epsilon = 1e-8, weight_decay = 0.01;
-  double max_grad_norm = 0;  // 0: no clipping
+  OptimizerKind kind = OptimizerKind::kAdamW;
+  double learning_rate = 1e-3, weight_decay = 0.01;
+  double beta1 = 0.9, beta2 = 0.999, epsilon = 1e-8;  // kAdamW, kAdam
+  double momentum = 0;                                // kSgd; 0: none
+  bool nesterov = false;                              // kSgd; needs momentum
+  double max_grad_norm = 0;                           // 0: no clipping
   // Weight decay applies to every parameter but: those of fewer than two dimensions, unless
   // decay_vectors; those of these roles; those of these names (exact, or prefixes ending in '*').
   bool decay_vectors = false;
   std::vector<ParameterRole> no_decay_roles;
   std::vector<std::string> no_decay;
+  absl::Status Validate() const;
+};
+
+// The loss is multiplied by a scale before the backward pass and the gradients are divided by it
+// again, so that f16 gradients do not vanish. PyTorch's GradScaler: after growth_interval steps
+// without overflow the scale is multiplied by growth_factor; a step whose gradients are not finite
+// is skipped, and multiplies it by backoff_factor.
+struct LossScaling {
+  enum class Mode : uint8_t { kNone, kStatic, kDynamic };
+  Mode mode = Mode::kNone;
+  double initial_scale = 65536;  // kStatic: of every step
+  double growth_factor = 2, backoff_factor = 0.5;
+  int64_t growth_interval = 2000;
   absl::Status Validate() const;
 };
 
@@ -72,6 +93,7 @@ struct StepReport {
   double grad_norm = 0;  // before clipping
   bool skipped = false;  // gradients not finite
   int64_t step = 0;
+  double loss_scale = 1;  // of these gradients
   double seconds = 0;
 };
 
@@ -81,10 +103,12 @@ class Trainer {
   // error, as is one of optimizer.no_decay. The model must outlive the trainer.
   static absl::StatusOr<std::unique_ptr<Trainer>> Create(Model* model, Objective objective,
                                                          OptimizerOptions optimizer,
-                                                         const std::vector<std::string>& frozen);
+                                                         const std::vector<std::string>& frozen,
+                                                         const LossScaling& loss_scaling = {});
   // Adds the batch's gradients to the accumulated ones. Errors leave everything as it was.
   absl::StatusOr<LossReport> ForwardBackward(const Batch& batch);
-  // Applies and clears the accumulated gradients. FAILED_PRECONDITION when there are none.
+  // Applies and clears the accumulated gradients. FAILED_PRECONDITION when there are none. One plan
+  // over all parameters: norm, decision and update; the report is read when it has run.
   absl::StatusOr<StepReport> OptimStep();
   // The loss of a batch, nothing changed; the model need not be in training. Random nodes draw the
   // same in every evaluation (seed 0, call 0).
@@ -99,8 +123,10 @@ class Trainer {
   // point draws the same.
   void SetRandomSeed(uint64_t seed) { random_seed_ = seed; }
   uint64_t random_seed() const { return random_seed_; }
-  int64_t step() const { return step_; }
-  int64_t skipped_steps() const { return skipped_steps_; }
+  const LossScaling& loss_scaling() const { return loss_scaling_; }
+  double loss_scale() const { return state_[ops::kStateLossScale]; }  // of the next gradients
+  int64_t step() const { return static_cast<int64_t>(state_[ops::kStateStep]); }
+  int64_t skipped_steps() const { return static_cast<int64_t>(state_[ops::kStateSkipped]); }
   int64_t micro_step() const { return micro_step_; }
   int64_t trainable_parameters() const { return trainable_parameters_; }
   int64_t state_bytes() const;
@@ -108,13 +134,15 @@ class Trainer {
   const std::vector<std::string>& frozen() const { return frozen_; }
   // Elements that weight decay applies to.
   int64_t decayed_parameters() const;
-  // The accumulated gradient of parameter i (tests and diagnostics).
+  // The accumulated gradient of parameter i, times loss_scale() (tests and diagnostics).
   std::span<const float> gradient(int i) const;
 
  private:
   Trainer(Model* model, Objective objective, OptimizerOptions optimizer,
-          std::vector<std::string> frozen);
+          std::vector<std::string> frozen, const LossScaling& loss_scaling);
   absl::Status SelectTrainable();
+  absl::Status CompileStep();
+  std::array<double, ops::kHyperCount> Hyperparameters() const;
   absl::Status CheckNoDecay(const std::vector<std::string>& patterns) const;
   bool Decays(const ParameterInfo& info) const;
   void FillDecay();
@@ -124,12 +152,15 @@ class Trainer {
   OptimizerOptions optimizer_;
   std::vector<std::string> frozen_;
   std::vector<int32_t> trainable_;  // parameter indices
+  LossScaling loss_scaling_;
   // Flat, in the layout of ParameterStore; zero where a parameter is frozen or padding.
-  Tensor gradients_, first_moment_, second_moment_;  // (P) f32
-  Tensor decay_;                                     // (P) u8: 1 where weight decay applies
+  Tensor gradients_;                     // (P) f32
+  Tensor first_moment_, second_moment_;  // (P) f32; kSgd: the momentum buffer, and none
+  Tensor decay_;                         // (P) u8: 1 where weight decay applies
   Tensor partial_gradients_;  // (P) f32, of the second and later micro-batches; made when needed
-  std::unique_ptr<Plan> norm_plan_, add_plan_, step_plan_;
-  int64_t step_ = 0, skipped_steps_ = 0, micro_step_ = 0, trainable_parameters_ = 0;
+  std::unique_ptr<Plan> add_plan_, step_plan_;
+  std::array<double, ops::kStateCount> state_{};  // as ops::OptimizerControl has it
+  int64_t micro_step_ = 0, trainable_parameters_ = 0;
   uint64_t random_seed_ = 0;
   double last_loss_ = 0;
 };

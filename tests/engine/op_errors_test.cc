@@ -137,9 +137,24 @@ const std::vector<ErrorCase>& Cases() {
        [](Builder& b, V x) {
          ops::PagedAttention(b, x[0], x[0], x[0], x[1], x[2], x[3], x[4], x[4], 1);
        }},
-      {"[AdamStep] hyper is f32(7), expected shape (8)",
-       {F32({4}), Of(DType::kU8, {4}), F32({7})},
+      {"[AdamStep] control is f64(7), expected shape (12)",
+       {F32({4}), Of(DType::kU8, {4}), Of(DType::kF64, {7})},
        [](Builder& b, V x) { ops::AdamStep(b, x[0], x[0], x[0], x[0], x[1], x[2], true); }},
+      {"[SgdStep] buffer is f32(3), expected shape (4)",
+       {F32({4}), F32({3}), Of(DType::kU8, {4}), Of(DType::kF64, {12})},
+       [](Builder& b, V x) { ops::SgdStep(b, x[0], x[0], x[1], x[2], x[3], true); }},
+      {"[OptimizerControl] hyper is f64(9), expected shape (10)",
+       {Of(DType::kF64, {}), Of(DType::kF64, {9}), Of(DType::kF64, {4})},
+       [](Builder& b, V x) { ops::OptimizerControl(b, x[0], x[1], x[2]); }},
+      {"[MatMul] a is f32(2,3); with an f32 result it must be bf16 or f16",
+       {F32({2, 3}), F32({3, 4})},
+       [](Builder& b, V x) {
+         b.Add(*FindOp("MatMul"), {x[0], x[1]},
+               {{"transpose_a", int64_t{0}}, {"transpose_b", int64_t{0}}, {"out", int64_t{0}}});
+       }},
+      {"[MatMul] a result of f16 from f32 operands",
+       {F32({2, 3}), F32({3, 4})},
+       [](Builder& b, V x) { ops::MatMul(b, x[0], x[1], false, false, {}, DType::kF16); }},
   };
   return *cases;
 }

@@ -218,7 +218,7 @@ std::vector<std::string> Decayed(bool decoupled, const std::function<void(Optimi
       for (float& x : store.values(static_cast<int>(i))) x += 0.5f;  // zeros would hide decay
     }
     OptimizerOptions options;
-    options.decoupled = decoupled;
+    options.kind = decoupled ? OptimizerKind::kAdamW : OptimizerKind::kAdam;
     options.epsilon =
         1;  // else Adam's first step is the gradient's sign, whatever decay adds to it
     set(options);

@@ -129,11 +129,11 @@ TEST(ConvertObjective, ThereAndBack) {
 
 TEST(ConvertOptimizer, DefaultsByKind) {
   v1::Optimizer message;
-  EXPECT_TRUE(FromProto(message)->decoupled);
+  EXPECT_EQ(FromProto(message)->kind, OptimizerKind::kAdamW);
   EXPECT_EQ(FromProto(message)->weight_decay, 0.01);
   EXPECT_EQ(FromProto(message)->learning_rate, 1e-3);
   message.set_kind(v1::OPTIMIZER_KIND_ADAM);
-  EXPECT_FALSE(FromProto(message)->decoupled);
+  EXPECT_EQ(FromProto(message)->kind, OptimizerKind::kAdam);
   EXPECT_EQ(FromProto(message)->weight_decay, 0);
   message.mutable_parameters()->set_weight_decay(0.5);
   EXPECT_EQ(FromProto(message)->weight_decay, 0.5);
