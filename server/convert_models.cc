@@ -168,7 +168,6 @@ void ToProto(const ModelEntry& entry, bool with_hash, v1::Model* out) {
   out->set_state(v1::MODEL_STATE_READY);
   for (const IoSpec& input : entry.source->inputs()) ToProto(input, out->add_inputs());
   for (const IoSpec& output : entry.source->outputs()) ToProto(output, out->add_outputs());
-  out->set_device("cpu");
   if (const SequenceModelInfo* info = entry.source->sequence()) {
     FillLanguageModel(entry, *info, out->mutable_language_model());
   }
@@ -177,7 +176,11 @@ void ToProto(const ModelEntry& entry, bool with_hash, v1::Model* out) {
   out->set_parameter_count(model.parameter_count());
   out->set_parameter_bytes(model.parameters().flat_size() * static_cast<int64_t>(sizeof(float)));
   out->set_weights_version(model.weights_version());
-  if (with_hash) out->set_weights_hash(model.WeightsHash());
+  out->set_device(std::string(model.backend().name()));
+  if (with_hash) {
+    // Empty where the device failed; the next computation there says how.
+    out->set_weights_hash(model.WeightsHash().value_or(""));
+  }
   out->set_training(entry.trainer != nullptr);
 }
 

@@ -98,6 +98,8 @@ int main(int argc, char** argv) {
   app.add_option("--metrics-listen", options.metrics_listen,
                  "Address of the metrics port; port 0 picks one; empty: none")
       ->capture_default_str();
+  app.add_option("--device", options.device, "Where models run: cpu, cuda:0, cuda:1 ...")
+      ->capture_default_str();
   app.add_option("--threads", options.threads, "Threads that compute; 0: as many as cores")
       ->capture_default_str();
   app.add_option("--log-level", log_level, "trace, debug, info, warn, error or off")

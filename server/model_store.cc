@@ -32,13 +32,6 @@ using Entry = ModelStore::Entry;
 // Protobuf's own limit.
 constexpr int64_t kMaxOnnxBytes = int64_t{2} << 30;
 
-ParameterStore CopyOf(const Model& model) {
-  ParameterStore copy(model.source().parameters());
-  std::memcpy(copy.flat(), model.parameters().flat(),
-              static_cast<size_t>(copy.flat_size()) * sizeof(float));
-  return copy;
-}
-
 absl::Status Taken(std::string_view name) {
   return absl::AlreadyExistsError(StrCat("there is a model '", name, "' already"));
 }
@@ -218,6 +211,7 @@ absl::Status ModelStore::Insert(Entry entry, bool replace) {
     if (existing != nullptr && existing->trainer != nullptr) {
       return FailedPrecondition("model '", entry->name, "' is being trained: stop that first");
     }
+    TANDEM_RETURN_IF_ERROR(entry->model->MoveTo(*options_.device));
     if (entry->metrics == nullptr) entry->metrics = metrics_.Model(entry->name);
     entry->metrics->WeightsVersion(entry->model->weights_version());
     {
@@ -277,7 +271,8 @@ absl::StatusOr<Entry> ModelStore::CreateCopy(const std::string& name, const std:
   auto entry = std::make_shared<ModelEntry>(name, from->format);
   TANDEM_RETURN_IF_ERROR(compute_.RunAndWait(Executor::Lane::kServing, [&]() -> absl::Status {
     TANDEM_ASSIGN_OR_RETURN(const Model* model, from->Live());
-    entry->model = std::make_unique<Model>(name, from->source, CopyOf(*model));
+    TANDEM_ASSIGN_OR_RETURN(ParameterStore parameters, model->parameters().HostCopy());
+    entry->model = std::make_unique<Model>(name, from->source, std::move(parameters));
     return absl::OkStatus();
   }));
   entry->origin = from->origin;
@@ -315,7 +310,7 @@ absl::StatusOr<ModelStore::Saved> ModelStore::Save(const std::string& name,
   std::optional<ParameterStore> parameters;
   TANDEM_RETURN_IF_ERROR(compute_.RunAndWait(Executor::Lane::kServing, [&]() -> absl::Status {
     TANDEM_ASSIGN_OR_RETURN(const Model* model, entry->Live());
-    parameters.emplace(CopyOf(*model));
+    TANDEM_ASSIGN_OR_RETURN(parameters, model->parameters().HostCopy());
     return absl::OkStatus();
   }));
   std::error_code error;

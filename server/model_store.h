@@ -70,6 +70,7 @@ class ModelStore {
   struct Options {
     std::string repository;  // empty: none, models live in memory only
     int64_t kv_cache_bytes = int64_t{256} << 20;
+    const Backend* device = &CpuBackend();  // where models live and run
   };
   static absl::StatusOr<std::unique_ptr<ModelStore>> Create(Options options, Executor& compute,
                                                             Metrics& metrics);

@@ -156,11 +156,13 @@ void Server::State::Stop() {
 
 absl::StatusOr<std::unique_ptr<Server>> Server::Start(ServerOptions options) {
   TANDEM_RETURN_IF_ERROR(CheckOptions(options));
+  TANDEM_ASSIGN_OR_RETURN(const Backend* device, FindBackend(options.device));
   auto server = std::unique_ptr<Server>(new Server(std::make_unique<State>(std::move(options))));
   State& state = *server->state_;
   TANDEM_ASSIGN_OR_RETURN(state.models,
                           ModelStore::Create({.repository = state.options.models,
-                                              .kv_cache_bytes = state.options.kv_cache_bytes},
+                                              .kv_cache_bytes = state.options.kv_cache_bytes,
+                                              .device = device},
                                              state.compute, state.metrics));
   TANDEM_RETURN_IF_ERROR(state.OpenMetrics());
   TANDEM_RETURN_IF_ERROR(state.OpenGrpc());

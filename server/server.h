@@ -15,6 +15,7 @@ struct ServerOptions {
   std::string models;                             // the repository's folder; empty: none
   std::string listen = "127.0.0.1:8500";          // port 0 picks one
   std::string metrics_listen = "127.0.0.1:9464";  // port 0 picks one; empty: no metrics port
+  std::string device = "cpu";                     // of models: "cpu" or "cuda:N"
   int threads = 0;                                // of the compute thread's team; 0: the cores
   int64_t max_message_bytes = int64_t{64} << 20;  // of a request
   int64_t max_queue = 256;                        // calls that may wait in one lane

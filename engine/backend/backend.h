@@ -116,4 +116,9 @@ class DeviceMemory {
 // The CPU backend; it lives as long as the process.
 const Backend& CpuBackend();
 
+// "cpu", or "cuda:N": GPU number N of those that the driver shows. It lives as long as the process;
+// asking again gives the same one. INVALID_ARGUMENT: no such name. UNAVAILABLE: no CUDA library, no
+// driver, or no such GPU; the message says which.
+absl::StatusOr<const Backend*> FindBackend(std::string_view device);
+
 }  // namespace tandem

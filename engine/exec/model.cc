@@ -1,10 +1,11 @@
 #include "engine/exec/model.h"
 
-#include <unistd.h>
-
 #include <algorithm>
 #include <bit>
+#include <cstdio>
+#include <cstdlib>
 #include <cstring>
+#include <new>
 
 #include "absl/strings/str_format.h"
 
@@ -29,10 +30,6 @@ std::string DimsToString(const std::vector<int64_t>& dims) {
 }
 
 }  // namespace
-
-int64_t PhysicalMemoryBytes() {
-  return static_cast<int64_t>(sysconf(_SC_PHYS_PAGES)) * sysconf(_SC_PAGE_SIZE);
-}
 
 Value GraphSource::BuildLogits(Builder& builder, const SequenceValues&) const {
   return builder.Fail(FailedPrecondition("the model is no language model"));
@@ -61,9 +58,57 @@ ParameterStore::ParameterStore(const std::vector<ParameterInfo>& infos) {
     sizes_.push_back(size);
     flat_size_ += Padded(size);
   }
-  buffer_ = Buffer(flat_size_ * static_cast<int64_t>(sizeof(float)));
-  std::memset(buffer_.data(), 0, buffer_.bytes());
-  for (int64_t offset : offsets_) pointers_.push_back(flat() + offset);
+  absl::StatusOr<DeviceMemory> memory = DeviceMemory::Allocate(CpuBackend(), bytes());
+  if (!memory.ok()) throw std::bad_alloc();  // as every host container here does
+  CpuBackend().Zero(memory->data(), bytes());
+  SetMemory(CpuBackend(), *std::move(memory));
+}
+
+void ParameterStore::SetMemory(const Backend& backend, DeviceMemory memory) {
+  backend_ = &backend;
+  memory_ = std::move(memory);
+  pointers_.clear();
+  for (int64_t offset : offsets_) {
+    pointers_.push_back(memory_.data() + offset * static_cast<int64_t>(sizeof(float)));
+  }
+}
+
+const float* ParameterStore::flat() const {
+  if (!backend_->host_memory()) {
+    std::fprintf(stderr, "ParameterStore::flat: the values are on %s\n",
+                 std::string(backend_->name()).c_str());
+    std::abort();
+  }
+  return reinterpret_cast<const float*>(memory_.data());
+}
+
+absl::Status ParameterStore::MoveTo(const Backend& backend) {
+  if (&backend == backend_) return absl::OkStatus();
+  TANDEM_ASSIGN_OR_RETURN(DeviceMemory memory, DeviceMemory::Allocate(backend, bytes()));
+  if (backend_->host_memory()) {
+    backend.Upload(memory.data(), memory_.data(), bytes());
+  } else if (backend.host_memory()) {
+    backend_->Download(memory.data(), memory_.data(), bytes());
+    TANDEM_RETURN_IF_ERROR(backend_->Finish());
+  } else {
+    TANDEM_ASSIGN_OR_RETURN(const ParameterStore host, HostCopy());
+    backend.Upload(memory.data(), host.memory_.data(), bytes());
+  }
+  TANDEM_RETURN_IF_ERROR(backend.Finish());
+  SetMemory(backend, std::move(memory));
+  return absl::OkStatus();
+}
+
+absl::StatusOr<ParameterStore> ParameterStore::HostCopy() const {
+  ParameterStore copy{std::vector<ParameterInfo>()};
+  copy.flat_size_ = flat_size_;
+  copy.offsets_ = offsets_;
+  copy.sizes_ = sizes_;
+  TANDEM_ASSIGN_OR_RETURN(DeviceMemory memory, DeviceMemory::Allocate(CpuBackend(), bytes()));
+  backend_->Download(memory.data(), memory_.data(), bytes());
+  TANDEM_RETURN_IF_ERROR(backend_->Finish());
+  copy.SetMemory(CpuBackend(), std::move(memory));
+  return copy;
 }
 
 absl::StatusOr<Plan*> PlanCache::Get(const std::string& key,
@@ -77,13 +122,13 @@ absl::StatusOr<Plan*> PlanCache::Get(const std::string& key,
   }
   TANDEM_ASSIGN_OR_RETURN(Graph graph, build());
   TANDEM_ASSIGN_OR_RETURN(std::unique_ptr<Plan> plan,
-                          Plan::Compile(std::move(graph), CpuBackend(), workspace_));
+                          Plan::Compile(std::move(graph), *backend_, workspace_));
   int64_t bytes = plan->arena_bytes();
   for (const TensorType& type : plan->output_types()) bytes += type.bytes();
-  if (bytes > PhysicalMemoryBytes() / 2) {
-    return ResourceExhausted("this batch needs ", bytes,
-                             " bytes of working memory, more than half of ", "the machine's ",
-                             PhysicalMemoryBytes(), "; make it smaller");
+  if (bytes > backend_->memory_bytes() / 2) {
+    return ResourceExhausted(
+        "this batch needs ", bytes, " bytes of working memory, more than half of the ",
+        backend_->memory_bytes(), " of ", backend_->name(), "; make it smaller");
   }
   if (entries_.size() >= capacity_) entries_.pop_back();
   plan->set_profile(profile_);
@@ -100,13 +145,24 @@ int64_t Model::parameter_count() const {
   return count;
 }
 
-std::string Model::WeightsHash() const {
+absl::Status Model::MoveTo(const Backend& backend) {
+  TANDEM_RETURN_IF_ERROR(parameters_.MoveTo(backend));
+  plans_ = PlanCache(backend);
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::string> Model::WeightsHash() const {
+  std::optional<ParameterStore> copy;
+  if (!backend().host_memory()) {
+    TANDEM_ASSIGN_OR_RETURN(copy, parameters_.HostCopy());
+  }
+  const ParameterStore& parameters = copy.has_value() ? *copy : parameters_;
   uint64_t hash = 0;
   for (size_t i = 0; i < source_->parameters().size(); ++i) {
     const ParameterInfo& info = source_->parameters()[i];
     hash = HashBytes(hash, info.name.data(), info.name.size());
     hash = HashBytes(hash, info.shape.dims().data(), info.shape.dims().size_bytes());
-    const std::span<const float> values = parameters_.values(static_cast<int>(i));
+    const std::span<const float> values = parameters.values(static_cast<int>(i));
     hash = HashBytes(hash, values.data(), values.size_bytes());
   }
   return absl::StrFormat("%016x", hash);

@@ -7,6 +7,7 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "engine/exec/plan.h"
@@ -70,25 +71,40 @@ class GraphSource {
 };
 
 // The parameters of one model, f32, in one flat buffer in parameters() order, each starting at a
-// multiple of 16 elements (padding is zero and stays so).
+// multiple of 16 elements (padding is zero and stays so). In the host's memory at first, where
+// files are read and written; MoveTo takes them to where plans run.
 class ParameterStore {
  public:
   explicit ParameterStore(const std::vector<ParameterInfo>& infos);
   // The elements that a parameter takes in the flat buffer, padding included.
   static int64_t Padded(int64_t elements) { return (elements + 15) / 16 * 16; }
-  float* flat() { return reinterpret_cast<float*>(buffer_.data()); }
-  const float* flat() const { return reinterpret_cast<const float*>(buffer_.data()); }
   int64_t flat_size() const { return flat_size_; }  // elements, padding included
   int64_t offset(int i) const { return offsets_[i]; }
+  int64_t size(int i) const { return sizes_[i]; }
+
+  // The whole buffer and one address a parameter, as Plan::Run takes them, in backend()'s memory.
+  const Backend& backend() const { return *backend_; }
+  void* data() { return memory_.data(); }
+  const std::vector<const void*>& pointers() const { return pointers_; }
+  // Moves the values there. RESOURCE_EXHAUSTED: no memory; they stay where they are.
+  absl::Status MoveTo(const Backend& backend);
+  // The same values in the host's memory.
+  absl::StatusOr<ParameterStore> HostCopy() const;
+
+  // The values; only in the host's memory (CHECKed).
+  float* flat() { return const_cast<float*>(std::as_const(*this).flat()); }
+  const float* flat() const;
   std::span<float> values(int i) { return {flat() + offsets_[i], static_cast<size_t>(sizes_[i])}; }
   std::span<const float> values(int i) const {
     return {flat() + offsets_[i], static_cast<size_t>(sizes_[i])};
   }
-  // One address a parameter, as Plan::Run takes them.
-  const std::vector<const void*>& pointers() const { return pointers_; }
 
  private:
-  Buffer buffer_;
+  int64_t bytes() const { return flat_size_ * static_cast<int64_t>(sizeof(float)); }
+  void SetMemory(const Backend& backend, DeviceMemory memory);
+
+  const Backend* backend_ = nullptr;
+  DeviceMemory memory_;
   int64_t flat_size_ = 0;
   std::vector<int64_t> offsets_, sizes_;
   std::vector<const void*> pointers_;
@@ -97,17 +113,16 @@ class ParameterStore {
 // A tensor from outside against the specification: dtype, rank, and the sizes that are fixed.
 absl::Status CheckInput(const IoSpec& spec, const Tensor& tensor);
 
-// Of the machine.
-int64_t PhysicalMemoryBytes();
-
-// Plans by key (a model's purpose and input shapes), least recently used out first. Not
-// thread-safe.
+// Plans for one backend by key (a model's purpose and input shapes), least recently used out first.
+// Not thread-safe.
 class PlanCache {
  public:
-  explicit PlanCache(size_t capacity = 256) : capacity_(capacity) {}
+  explicit PlanCache(size_t capacity = 256) : PlanCache(CpuBackend(), capacity) {}
+  explicit PlanCache(const Backend& backend, size_t capacity = 256)
+      : backend_(&backend), capacity_(capacity), workspace_(std::make_shared<Workspace>(backend)) {}
   // The plan under `key`, made if it is not there.
   // The graph that `build` makes becomes the plan; all plans share one workspace. A plan that needs
-  // more than half of the machine's memory is RESOURCE_EXHAUSTED.
+  // more than half of the device's memory is RESOURCE_EXHAUSTED.
   absl::StatusOr<Plan*> Get(const std::string& key,
                             const std::function<absl::StatusOr<Graph>()>& build);
   int64_t workspace_bytes() const { return workspace_->bytes(); }
@@ -116,8 +131,9 @@ class PlanCache {
 
  private:
   using Entry = std::pair<std::string, std::unique_ptr<Plan>>;
+  const Backend* backend_;
   size_t capacity_;
-  std::shared_ptr<Workspace> workspace_ = std::make_shared<Workspace>();
+  std::shared_ptr<Workspace> workspace_;
   PlanProfile* profile_ = nullptr;
   std::list<Entry> entries_;  // most recent first
 };
@@ -133,11 +149,15 @@ class Model {
   ParameterStore& parameters() { return parameters_; }
   const ParameterStore& parameters() const { return parameters_; }
   int64_t parameter_count() const;  // elements, without padding
+  // Where the parameters are and everything runs: the CPU, until MoveTo. Moving drops the plans;
+  // what was made for the model before (a Trainer, a Generator) must go first.
+  const Backend& backend() const { return parameters_.backend(); }
+  absl::Status MoveTo(const Backend& backend);
   // Starts at 1; every change of any weight adds 1.
   int64_t weights_version() const { return weights_version_; }
   void BumpWeightsVersion() { ++weights_version_; }
-  // A 64-bit hash of names, shapes and bits, as 16 hex digits.
-  std::string WeightsHash() const;
+  // A 64-bit hash of names, shapes and bits, as 16 hex digits; the same on every device.
+  absl::StatusOr<std::string> WeightsHash() const;
 
   // Forward pass by name. Inputs in any order; checks names, dtypes, ranks and sizes against
   // source().inputs(). Returns all outputs, in source().outputs() order. A graph with random nodes

@@ -93,13 +93,14 @@ absl::Status PlanTraining(const GraphSource& source, const std::vector<TensorTyp
 }
 
 // Inputs made up for a measurement must fit beside the plan.
-absl::Status CheckInputMemory(const std::vector<TensorType>& inputs) {
+absl::Status CheckInputMemory(const std::vector<TensorType>& inputs, const Backend& backend) {
   int64_t bytes = 0;
   for (const TensorType& type : inputs) {
     bytes += type.bytes();
-    if (bytes > PhysicalMemoryBytes() / 4) {
-      return ResourceExhausted("inputs of more than ", PhysicalMemoryBytes() / 4,
-                               " bytes, a quarter of the machine's memory; make them smaller");
+    if (bytes > backend.memory_bytes() / 4) {
+      return ResourceExhausted("inputs of more than ", backend.memory_bytes() / 4,
+                               " bytes, a quarter of the memory of ", backend.name(),
+                               "; make them smaller");
     }
   }
   return absl::OkStatus();
@@ -278,7 +279,7 @@ absl::StatusOr<ModelAnalysis> AnalyzeModel(const GraphSource& source,
 absl::StatusOr<MeasuredTime> MeasureTime(Model& model, const std::vector<TensorType>& inputs) {
   constexpr int kRepetitions = 5;
   constexpr double kEnoughSeconds = 0.5;
-  TANDEM_RETURN_IF_ERROR(CheckInputMemory(inputs));
+  TANDEM_RETURN_IF_ERROR(CheckInputMemory(inputs, model.backend()));
   TANDEM_ASSIGN_OR_RETURN(Plan * plan, model.plans().Get(PlanKey("measure", inputs), [&] {
     return ForwardGraph(model.source(), inputs);
   }));
@@ -317,7 +318,7 @@ absl::StatusOr<MeasuredTime> MeasureTime(Model& model, const std::vector<TensorT
 absl::StatusOr<MeasuredField> MeasureReceptiveField(Model& model,
                                                     const std::vector<TensorType>& inputs,
                                                     int32_t layer) {
-  TANDEM_RETURN_IF_ERROR(CheckInputMemory(inputs));
+  TANDEM_RETURN_IF_ERROR(CheckInputMemory(inputs, model.backend()));
   TANDEM_ASSIGN_OR_RETURN(Graph raw, ForwardGraph(model.source(), inputs));
   TANDEM_ASSIGN_OR_RETURN(const std::unique_ptr<Plan> forward,
                           Plan::Compile(std::move(raw), CpuBackend()));

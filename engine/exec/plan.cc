@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <chrono>
-#include <cstring>
 #include <utility>
 
 #include "absl/container/flat_hash_map.h"
@@ -215,70 +214,134 @@ class PlanCompiler {
   std::vector<const Kernel*> kernels_;
 };
 
+absl::StatusOr<std::byte*> Workspace::Reserve(int64_t bytes) {
+  if (bytes > memory_.bytes()) {
+    memory_ = DeviceMemory();  // the old one goes first
+    TANDEM_ASSIGN_OR_RETURN(memory_, DeviceMemory::Allocate(backend_, bytes));
+  }
+  return memory_.data();
+}
+
 absl::StatusOr<std::unique_ptr<Plan>> Plan::Compile(Graph graph, const Backend& backend,
                                                     std::shared_ptr<Workspace> workspace) {
   auto plan = std::make_unique<Plan>();
+  plan->backend_ = &backend;
   TANDEM_ASSIGN_OR_RETURN(plan->graph_, Simplify(graph, backend));
-  plan->workspace_ = workspace != nullptr ? std::move(workspace) : std::make_shared<Workspace>();
+  plan->workspace_ =
+      workspace != nullptr ? std::move(workspace) : std::make_shared<Workspace>(backend);
   TANDEM_RETURN_IF_ERROR(PlanCompiler(*plan, backend).Compile());
+  TANDEM_RETURN_IF_ERROR(plan->UploadConstants());
   return plan;
 }
 
-void* Plan::Resolve(const Location& location, const Bindings& bindings) const {
+absl::Status Plan::UploadConstants() {
+  if (backend_->host_memory()) return absl::OkStatus();
+  for (const std::shared_ptr<const Tensor>& constant : constants_) {
+    TANDEM_ASSIGN_OR_RETURN(DeviceMemory memory,
+                            DeviceMemory::Allocate(*backend_, constant->bytes()));
+    backend_->Upload(memory.data(), constant->raw(), constant->bytes());
+    device_constants_.push_back(std::move(memory));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Plan::Stage(std::span<const Address> inputs, std::span<const Address> outputs) {
+  int64_t bytes = arena_bytes_;
+  const auto take = [&bytes](int64_t size) {
+    const int64_t offset = (bytes + 63) / 64 * 64;
+    bytes = offset + size;
+    return offset;
+  };
+  const int64_t key = take(sizeof(random_key_));
+  std::vector<int64_t> input_offsets, output_offsets;
+  for (size_t i = 0; i < inputs.size(); ++i) {
+    input_offsets.push_back(inputs[i].host ? take(input_types_[i].bytes()) : 0);
+  }
+  for (size_t i = 0; i < outputs.size(); ++i) {
+    output_offsets.push_back(outputs[i].host ? take(output_types_[i].bytes()) : 0);
+  }
+  TANDEM_ASSIGN_OR_RETURN(arena_, workspace_->Reserve(bytes));
+  backend_->Upload(arena_ + key, random_key_.data(), sizeof(random_key_));
+  key_ = arena_ + key;
+  for (size_t i = 0; i < inputs.size(); ++i) {
+    if (!inputs[i].host) continue;
+    inputs_[i] = arena_ + input_offsets[i];
+    backend_->Upload(inputs_[i], inputs[i].data, input_types_[i].bytes());
+  }
+  for (size_t i = 0; i < outputs.size(); ++i) {
+    if (outputs[i].host) outputs_[i] = arena_ + output_offsets[i];
+  }
+  return absl::OkStatus();
+}
+
+void* Plan::Resolve(const Location& location) const {
   switch (location.place) {
     case Place::kArena:
       return arena_ + location.index;
     case Place::kInput:
-      return const_cast<void*>(bindings.inputs[location.index]);
+      return inputs_[location.index];
     case Place::kParameter:
-      return const_cast<void*>(bindings.parameters[location.index]);
+      return const_cast<void*>(parameters_[location.index]);
     case Place::kConstant:
-      return const_cast<void*>(constants_[location.index]->raw());
+      return backend_->host_memory() ? const_cast<void*>(constants_[location.index]->raw())
+                                     : device_constants_[location.index].data();
     case Place::kRandomKey:
-      return const_cast<uint64_t*>(random_key_.data());
+      return const_cast<void*>(key_);
     case Place::kOutput:
-      return bindings.outputs[location.index];
+      return outputs_[location.index];
     case Place::kAbsent:
       return nullptr;
   }
   return nullptr;
 }
 
-void Plan::RunStep(const Step& step, const Bindings& bindings) {
-  for (size_t i = 0; i < step.inputs.size(); ++i) {
-    input_pointers_[i] = Resolve(step.inputs[i], bindings);
-  }
-  for (size_t i = 0; i < step.outputs.size(); ++i) {
-    output_pointers_[i] = Resolve(step.outputs[i], bindings);
-  }
+void Plan::RunStep(const Step& step) {
+  for (size_t i = 0; i < step.inputs.size(); ++i) input_pointers_[i] = Resolve(step.inputs[i]);
+  for (size_t i = 0; i < step.outputs.size(); ++i) output_pointers_[i] = Resolve(step.outputs[i]);
   step.kernel.run({.inputs = {input_pointers_.data(), step.inputs.size()},
                    .outputs = {output_pointers_.data(), step.outputs.size()},
                    .scratch = arena_ + step.scratch_offset});
 }
 
-void Plan::CopyOutputs(const Bindings& bindings) {
-  for (const OutputCopy& copy : output_copies_) {
-    if (copy.bytes > 0) {
-      std::memcpy(bindings.outputs[copy.output], Resolve(copy.from, bindings), copy.bytes);
-    }
-  }
-}
-
-void Plan::Run(std::span<const void* const> inputs, std::span<const void* const> parameters,
-               std::span<void* const> outputs) {
-  const Bindings bindings{inputs, parameters, outputs};
-  arena_ = workspace_->Reserve(arena_bytes_);
+void Plan::RunSteps() {
   for (size_t i = 0; i < steps_.size(); ++i) {
     if (profile_ == nullptr) {
-      RunStep(steps_[i], bindings);
+      RunStep(steps_[i]);
       continue;
     }
     const auto begin = std::chrono::steady_clock::now();
-    RunStep(steps_[i], bindings);
+    RunStep(steps_[i]);
+    backend_->Finish().IgnoreError();  // the end of Run reports it
     const std::chrono::duration<double> taken = std::chrono::steady_clock::now() - begin;
     profile_->Add(i, steps_[i].name, taken.count());
   }
-  CopyOutputs(bindings);
+  for (const OutputCopy& copy : output_copies_) {
+    backend_->Copy(outputs_[copy.output], Resolve(copy.from), copy.bytes);
+  }
+}
+
+absl::Status Plan::Run(std::span<const Address> inputs, std::span<const void* const> parameters,
+                       std::span<const Address> outputs) {
+  parameters_ = parameters;
+  inputs_.clear();
+  outputs_.clear();
+  for (const Address& input : inputs) inputs_.push_back(input.data);
+  for (const Address& output : outputs) outputs_.push_back(output.data);
+  if (backend_->host_memory()) {
+    TANDEM_ASSIGN_OR_RETURN(arena_, workspace_->Reserve(arena_bytes_));
+    key_ = random_key_.data();
+    RunSteps();
+    return absl::OkStatus();
+  }
+  TANDEM_RETURN_IF_ERROR(Stage(inputs, outputs));
+  RunSteps();
+  bool any = false;
+  for (size_t i = 0; i < outputs.size(); ++i) {
+    if (!outputs[i].host) continue;
+    backend_->Download(outputs[i].data, outputs_[i], output_types_[i].bytes());
+    any = true;
+  }
+  return any ? backend_->Finish() : absl::OkStatus();
 }
 
 void PlanProfile::Add(size_t step, const std::string& op, double seconds) {
@@ -303,26 +366,31 @@ std::string PlanProfile::ToString(int64_t runs) const {
   return text;
 }
 
+absl::StatusOr<std::vector<Tensor>> RunToHost(Plan& plan, std::span<const Address> inputs,
+                                              std::span<const void* const> parameters) {
+  std::vector<Tensor> outputs;
+  std::vector<Address> addresses;
+  for (const TensorType& type : plan.output_types()) outputs.emplace_back(type);
+  for (const Tensor& tensor : outputs) addresses.push_back(OnHost(tensor));
+  TANDEM_RETURN_IF_ERROR(plan.Run(inputs, parameters, addresses));
+  return outputs;
+}
+
 absl::StatusOr<std::vector<Tensor>> RunPlan(Plan& plan, std::span<const Tensor* const> inputs,
                                             std::span<const void* const> parameters) {
   if (inputs.size() != plan.input_types().size()) {
     return InvalidArgument("the plan takes ", plan.input_types().size(), " inputs, got ",
                            inputs.size());
   }
-  std::vector<const void*> input_pointers;
+  std::vector<Address> addresses;
   for (size_t i = 0; i < inputs.size(); ++i) {
     if (inputs[i]->type() != plan.input_types()[i]) {
       return InvalidArgument("input ", i, " is ", inputs[i]->type().ToString(), ", expected ",
                              plan.input_types()[i].ToString());
     }
-    input_pointers.push_back(inputs[i]->raw());
+    addresses.push_back(OnHost(*inputs[i]));
   }
-  std::vector<Tensor> outputs;
-  std::vector<void*> output_pointers;
-  for (const TensorType& type : plan.output_types()) outputs.emplace_back(type);
-  for (Tensor& tensor : outputs) output_pointers.push_back(tensor.raw());
-  plan.Run(input_pointers, parameters, output_pointers);
-  return outputs;
+  return RunToHost(plan, addresses, parameters);
 }
 
 absl::StatusOr<std::vector<Tensor>> EvaluateNode(const OpDef& op, const Attributes& attributes,

@@ -13,25 +13,28 @@
 
 namespace tandem {
 
-// A tensor in somebody else's memory.
-struct TensorView {
-  TensorType type;
-  void* data = nullptr;
-};
-
-// Memory that plans which never run at the same time share. Not thread-safe.
+// Memory of a backend that plans which never run at the same time share. Not thread-safe.
 class Workspace {
  public:
+  explicit Workspace(const Backend& backend) : backend_(backend) {}
   // At least that many bytes, 64-byte aligned; what was there before is lost when it grows.
-  std::byte* Reserve(int64_t bytes) {
-    if (bytes > buffer_.bytes()) buffer_ = Buffer(bytes);
-    return buffer_.data();
-  }
-  int64_t bytes() const { return buffer_.bytes(); }
+  absl::StatusOr<std::byte*> Reserve(int64_t bytes);
+  int64_t bytes() const { return memory_.bytes(); }
 
  private:
-  Buffer buffer_;
+  const Backend& backend_;
+  DeviceMemory memory_;
 };
+
+// Where a run finds an input or puts an output: in the backend's memory, or in the host's, from and
+// to which the run then copies.
+struct Address {
+  void* data = nullptr;
+  bool host = false;
+};
+inline Address OnHost(const Tensor& tensor) { return {const_cast<void*>(tensor.raw()), true}; }
+inline Address OnHost(const void* data) { return {const_cast<void*>(data), true}; }
+inline Address OnDevice(const void* data) { return {const_cast<void*>(data), false}; }
 
 // Where the time of runs goes, operator by operator and step by step: for benchmarks and analysis.
 class PlanProfile {
@@ -59,11 +62,13 @@ class Plan {
                                                        std::shared_ptr<Workspace> workspace = {});
 
   // Runs the graph. `inputs` are the addresses of graph.inputs() in order, `parameters` the address
-  // of each model parameter by its index, `outputs` where to write graph.outputs() in order. An
-  // output may share memory with the input whose value it replaces only where every reader of that
-  // input is an in-place kernel (the optimizer). Not thread-safe: one arena.
-  void Run(std::span<const void* const> inputs, std::span<const void* const> parameters,
-           std::span<void* const> outputs);
+  // of each model parameter by its index (in the backend's memory), `outputs` where to write
+  // graph.outputs() in order. An output may share memory with the input whose value it replaces
+  // only where every reader of that input is an in-place kernel (the optimizer). Not thread-safe:
+  // one arena. Outputs on the host are there on return, others when the backend gets to it. Errors:
+  // no memory; a failure of the device.
+  absl::Status Run(std::span<const Address> inputs, std::span<const void* const> parameters,
+                   std::span<const Address> outputs);
 
   // The key of the graph's random numbers from now on: the same key gives the same numbers, another
   // seed or call gives others. {0, 0} until it is set.
@@ -74,6 +79,7 @@ class Plan {
   // The graph after the passes. Each of its nodes is a step, in order, but reshapes, which only
   // rename memory.
   const Graph& graph() const { return graph_; }
+  const Backend& backend() const { return *backend_; }
   // Memory that a run needs for intermediate values and kernels' scratch.
   int64_t arena_bytes() const { return arena_bytes_; }
   int64_t step_count() const { return static_cast<int64_t>(steps_.size()); }
@@ -104,32 +110,41 @@ class Plan {
     Location from;
     int64_t output, bytes;
   };
-  struct Bindings {
-    std::span<const void*const> inputs, parameters;
-    std::span<void* const> outputs;
-  };
   friend class PlanCompiler;
 
-  void* Resolve(const Location& location, const Bindings& bindings) const;
-  void RunStep(const Step& step, const Bindings& bindings);
-  void CopyOutputs(const Bindings& bindings);
+  absl::Status UploadConstants();
+  // Device memory behind the arena for what is on the host, and copies of the inputs in it.
+  absl::Status Stage(std::span<const Address> inputs, std::span<const Address> outputs);
+  void* Resolve(const Location& location) const;
+  void RunStep(const Step& step);
+  void RunSteps();
 
   Graph graph_;  // kernels may refer to its attributes
   std::vector<TensorType> input_types_, output_types_;
+  const Backend* backend_ = nullptr;
   std::vector<std::shared_ptr<const Tensor>> constants_;
+  std::vector<DeviceMemory> device_constants_;  // one each, where the host's memory will not do
   std::vector<Step> steps_;
   std::vector<OutputCopy> output_copies_;
   std::shared_ptr<Workspace> workspace_;
   std::array<uint64_t, 2> random_key_ = {0, 0};  // seed, call
-  std::byte* arena_ = nullptr;                   // of the current run
   int64_t arena_bytes_ = 0;
   PlanProfile* profile_ = nullptr;
+
+  // Of the current run.
+  std::byte* arena_ = nullptr;
+  const void* key_ = nullptr;
+  std::vector<void*> inputs_, outputs_;
+  std::span<const void* const> parameters_;
   std::vector<const void*> input_pointers_;
   std::vector<void*> output_pointers_;
 };
 
-// Checks tensors against the plan's input types, runs, and returns the outputs. For tests and small
-// work; `parameters` as in Run.
+// Runs, and returns the outputs in the host's memory.
+absl::StatusOr<std::vector<Tensor>> RunToHost(Plan& plan, std::span<const Address> inputs,
+                                              std::span<const void* const> parameters);
+
+// The same for inputs on the host, which it checks against the plan's types.
 absl::StatusOr<std::vector<Tensor>> RunPlan(Plan& plan, std::span<const Tensor* const> inputs,
                                             std::span<const void* const> parameters = {});
 

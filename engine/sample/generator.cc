@@ -5,6 +5,7 @@
 #include <deque>
 #include <utility>
 
+#include "engine/exec/device_tensor.h"
 #include "engine/ops/ops.h"
 #include "engine/sample/token_sampler.h"
 
@@ -55,13 +56,20 @@ class PagedGenerator final : public Generator {
     pages_ =
         std::clamp(options.kv_cache_bytes / page_bytes, blocks_per_sequence_,
                    std::max(blocks_per_sequence_, options.max_sequences * blocks_per_sequence_));
-    for (int64_t layer = 0; layer < info_.layers; ++layer) {
-      k_cache_.emplace_back(DType::kF32,
-                            Shape{pages_, info_.kv_heads, info_.head_dim, kPageTokens});
-      v_cache_.emplace_back(DType::kF32,
-                            Shape{pages_, info_.kv_heads, kPageTokens, info_.head_dim});
-    }
     for (int64_t page = pages_; page-- > 0;) free_pages_.push_back(static_cast<int32_t>(page));
+  }
+
+  // The caches' memory.
+  absl::Status Allocate() {
+    const TensorType k{DType::kF32, {pages_, info_.kv_heads, info_.head_dim, kPageTokens}};
+    const TensorType v{DType::kF32, {pages_, info_.kv_heads, kPageTokens, info_.head_dim}};
+    for (int64_t layer = 0; layer < info_.layers; ++layer) {
+      TANDEM_ASSIGN_OR_RETURN(DeviceTensor keys, DeviceTensor::Zeros(model_.backend(), k));
+      TANDEM_ASSIGN_OR_RETURN(DeviceTensor values, DeviceTensor::Zeros(model_.backend(), v));
+      k_cache_.push_back(std::move(keys));
+      v_cache_.push_back(std::move(values));
+    }
+    return absl::OkStatus();
   }
 
   absl::StatusOr<int64_t> Add(std::vector<int32_t> prompt, SamplingOptions options,
@@ -233,8 +241,8 @@ class PagedGenerator final : public Generator {
     values.past_length = b.Input("past_length", in.past_length.type());
     values.block_table = b.Input("block_table", in.block_table.type());
     values.logit_rows = b.Input("logit_rows", in.logit_rows.type());
-    for (const Tensor& t : k_cache_) values.k_cache.push_back(b.Input("k_cache", t.type()));
-    for (const Tensor& t : v_cache_) values.v_cache.push_back(b.Input("v_cache", t.type()));
+    for (const DeviceTensor& t : k_cache_) values.k_cache.push_back(b.Input("k_cache", t.type()));
+    for (const DeviceTensor& t : v_cache_) values.v_cache.push_back(b.Input("v_cache", t.type()));
     const Value logits = model_.source().BuildLogits(b, values);  // (R, V)
     // The log-sum-exp of the very kernel that training and scoring use.
     const Value any_target =
@@ -250,11 +258,12 @@ class PagedGenerator final : public Generator {
     const std::string key = StrCat("generate ", in.tokens.num_elements(), " ", pieces.size(), " ",
                                    in.logit_rows.num_elements());
     TANDEM_ASSIGN_OR_RETURN(Plan * plan, model_.plans().Get(key, [&] { return BuildStep(in); }));
-    std::vector<const Tensor*> inputs = {&in.tokens,      &in.positions,   &in.query_start,
-                                         &in.past_length, &in.block_table, &in.logit_rows};
-    for (const Tensor& t : k_cache_) inputs.push_back(&t);
-    for (const Tensor& t : v_cache_) inputs.push_back(&t);
-    return RunPlan(*plan, inputs, model_.parameters().pointers());
+    std::vector<Address> inputs = {OnHost(in.tokens),      OnHost(in.positions),
+                                   OnHost(in.query_start), OnHost(in.past_length),
+                                   OnHost(in.block_table), OnHost(in.logit_rows)};
+    for (const DeviceTensor& t : k_cache_) inputs.push_back(t.address());
+    for (const DeviceTensor& t : v_cache_) inputs.push_back(t.address());
+    return RunToHost(*plan, inputs, model_.parameters().pointers());
   }
 
   void Advance(const Piece& piece, const Tensor& logits, const Tensor& lse) {
@@ -338,7 +347,7 @@ class PagedGenerator final : public Generator {
   const SequenceModelInfo& info_;
   const Options options_;
   int64_t blocks_per_sequence_ = 0, pages_ = 0, next_id_ = 1;
-  std::vector<Tensor> k_cache_, v_cache_;  // one a layer
+  std::vector<DeviceTensor> k_cache_, v_cache_;  // one a layer
   std::vector<int32_t> free_pages_;
   std::deque<std::unique_ptr<Sequence>> waiting_;
   std::vector<std::unique_ptr<Sequence>> running_;
@@ -352,7 +361,9 @@ absl::StatusOr<std::unique_ptr<Generator>> Generator::Create(Model* model, Optio
   if (model->source().sequence() == nullptr) {
     return FailedPrecondition("model '", model->name(), "' is no language model");
   }
-  return std::make_unique<PagedGenerator>(model, options);
+  auto generator = std::make_unique<PagedGenerator>(model, options);
+  TANDEM_RETURN_IF_ERROR(generator->Allocate());
+  return generator;
 }
 
 absl::StatusOr<std::vector<std::vector<float>>> ScoreSequences(

@@ -62,7 +62,8 @@ class Generator {
     int64_t prompt_chunk_tokens = 256;
     int64_t kv_cache_bytes = int64_t{256} << 20;
   };
-  // FAILED_PRECONDITION: the model is no language model.
+  // FAILED_PRECONDITION: the model is no language model. RESOURCE_EXHAUSTED: no memory for the
+  // cache.
   static absl::StatusOr<std::unique_ptr<Generator>> Create(Model* model, Options options);
   virtual ~Generator() = default;
 

@@ -82,20 +82,16 @@ class SampleGraph {
   }
 
   absl::StatusOr<DrawResult> Run(Plan& plan) const {
-    std::vector<const void*> inputs;
+    std::vector<Address> inputs;
     for (int repeat = 0; repeat < (options_.log_density_cotangents ? 2 : 1); ++repeat) {
-      for (const auto& [name, tensor] : options_.parameters) inputs.push_back(tensor.raw());
+      for (const auto& [name, tensor] : options_.parameters) inputs.push_back(OnHost(tensor));
     }
     for (const auto* tensor :
          {&options_.values, &options_.draw_cotangents, &options_.log_density_cotangents}) {
-      if (*tensor) inputs.push_back((*tensor)->raw());
+      if (*tensor) inputs.push_back(OnHost(**tensor));
     }
-    std::vector<Tensor> outputs;
-    std::vector<void*> pointers;
-    for (const TensorType& type : plan.output_types()) outputs.emplace_back(type);
-    for (Tensor& tensor : outputs) pointers.push_back(tensor.raw());
     plan.SetRandomKey(options_.seed, 0);
-    plan.Run(inputs, {}, pointers);
+    TANDEM_ASSIGN_OR_RETURN(std::vector<Tensor> outputs, RunToHost(plan, inputs, {}));
     DrawResult result;
     size_t next = 0;
     if (!options_.values) result.draws = std::move(outputs[next++]);

@@ -17,6 +17,8 @@
 namespace tandem {
 namespace {
 
+constexpr int64_t kFloatBytes = sizeof(float);
+
 class Stopwatch {
  public:
   double seconds() const {
@@ -57,14 +59,15 @@ absl::Status CheckTargets(const Plan& plan, const LossInputs& inputs) {
 
 // A plan of one node over flat parameters: inputs in, outputs out.
 using FlatBuild = std::function<std::vector<Value>(Builder&, const std::vector<Value>&)>;
-absl::StatusOr<std::unique_ptr<Plan>> FlatPlan(std::span<const TensorType> inputs,
+absl::StatusOr<std::unique_ptr<Plan>> FlatPlan(const Backend& backend,
+                                               std::span<const TensorType> inputs,
                                                const FlatBuild& build) {
   Builder builder;
   std::vector<Value> values;
   for (const TensorType& type : inputs) values.push_back(builder.Input("", type));
   for (Value v : build(builder, values)) builder.Output(v);
   TANDEM_ASSIGN_OR_RETURN(Graph graph, builder.Finish());
-  return Plan::Compile(std::move(graph), CpuBackend());
+  return Plan::Compile(std::move(graph), backend);
 }
 
 bool Matches(const std::string& name, const std::string& pattern) {
@@ -123,14 +126,17 @@ absl::StatusOr<std::unique_ptr<Trainer>> Trainer::Create(Model* model, Objective
   TANDEM_RETURN_IF_ERROR(trainer->SelectTrainable());
   const int64_t size = model->parameters().flat_size();
   const TensorType flat{DType::kF32, {size}};
-  trainer->gradients_ = Tensor::Zeros(flat);
-  trainer->first_moment_ = Tensor::Zeros(flat);
-  if (optimizer.kind != OptimizerKind::kSgd) trainer->second_moment_ = Tensor::Zeros(flat);
-  trainer->decay_ = Tensor::Zeros({DType::kU8, {size}});
+  const Backend& backend = model->backend();
+  TANDEM_ASSIGN_OR_RETURN(trainer->gradients_, DeviceTensor::Zeros(backend, flat));
+  TANDEM_ASSIGN_OR_RETURN(trainer->first_moment_, DeviceTensor::Zeros(backend, flat));
+  if (optimizer.kind != OptimizerKind::kSgd) {
+    TANDEM_ASSIGN_OR_RETURN(trainer->second_moment_, DeviceTensor::Zeros(backend, flat));
+  }
+  TANDEM_ASSIGN_OR_RETURN(trainer->decay_, DeviceTensor::Zeros(backend, {DType::kU8, {size}}));
   trainer->FillDecay();
   const TensorType summands[] = {flat, flat};
   TANDEM_ASSIGN_OR_RETURN(trainer->add_plan_,
-                          FlatPlan(summands, [](Builder& b, const std::vector<Value>& in) {
+                          FlatPlan(backend, summands, [](Builder& b, const std::vector<Value>& in) {
                             return std::vector<Value>{ops::Add(b, in[0], in[1])};
                           }));
   TANDEM_RETURN_IF_ERROR(trainer->CompileStep());
@@ -139,8 +145,8 @@ absl::StatusOr<std::unique_ptr<Trainer>> Trainer::Create(Model* model, Objective
 
 // hyper, state, g, decay, p, m and, but for SGD, v -> control, state', p', m', v'
 absl::Status Trainer::CompileStep() {
-  const int64_t size = gradients_.num_elements();
-  const TensorType flat{DType::kF32, {size}};
+  const TensorType& flat = gradients_.type();
+  const int64_t size = flat.shape[0];
   std::vector<TensorType> inputs = {{DType::kF64, {ops::kHyperCount}},
                                     {DType::kF64, {ops::kStateCount}},
                                     flat,
@@ -161,7 +167,7 @@ absl::Status Trainer::CompileStep() {
     }
     return out;
   };
-  TANDEM_ASSIGN_OR_RETURN(step_plan_, FlatPlan(inputs, build));
+  TANDEM_ASSIGN_OR_RETURN(step_plan_, FlatPlan(model_->backend(), inputs, build));
   return absl::OkStatus();
 }
 
@@ -214,21 +220,18 @@ bool Trainer::Decays(const ParameterInfo& info) const {
                       [&](const std::string& pattern) { return Matches(info.name, pattern); });
 }
 
-int64_t Trainer::decayed_parameters() const {
-  int64_t elements = 0;
-  for (uint8_t d : decay_.data<uint8_t>()) elements += d;
-  return elements;
-}
-
 void Trainer::FillDecay() {
   const std::vector<ParameterInfo>& infos = model_->source().parameters();
-  std::span<uint8_t> decay = decay_.data<uint8_t>();
-  std::fill(decay.begin(), decay.end(), uint8_t{0});
+  Tensor mask = Tensor::Zeros(decay_.type());
+  const std::span<uint8_t> decay = mask.data<uint8_t>();
+  decayed_parameters_ = 0;
   for (int32_t i : trainable_) {
     if (!Decays(infos[i])) continue;
-    const int64_t begin = model_->parameters().offset(i);
-    std::fill_n(decay.begin() + begin, infos[i].shape.num_elements(), uint8_t{1});
+    const int64_t begin = model_->parameters().offset(i), size = infos[i].shape.num_elements();
+    std::fill_n(decay.begin() + begin, size, uint8_t{1});
+    decayed_parameters_ += size;
   }
+  decay_.Set(mask);
 }
 
 absl::StatusOr<LossReport> Trainer::ForwardBackward(const Batch& batch) {
@@ -268,27 +271,25 @@ absl::StatusOr<LossReport> Trainer::ForwardBackward(const Batch& batch) {
     scale[i] = static_cast<float>(weight / divisor * loss_scale());
   }
 
-  if (micro_step_ > 0 && partial_gradients_.num_elements() != gradients_.num_elements()) {
-    partial_gradients_ = Tensor::Zeros(gradients_.type());
+  if (micro_step_ > 0 && partial_gradients_.bytes() == 0) {
+    TANDEM_ASSIGN_OR_RETURN(partial_gradients_,
+                            DeviceTensor::Zeros(model_->backend(), gradients_.type()));
   }
-  Tensor& target = micro_step_ == 0 ? gradients_ : partial_gradients_;
-  std::vector<const void*> input_pointers;
-  for (const Tensor* tensor : inputs.inputs) input_pointers.push_back(tensor->raw());
-  input_pointers.push_back(cotangent.raw());
-  std::vector<void*> output_pointers;
-  output_pointers.reserve(trainable_.size() + 1);
-  output_pointers.push_back(losses.raw());
+  const DeviceTensor& target = micro_step_ == 0 ? gradients_ : partial_gradients_;
+  std::vector<Address> in, out;
+  for (const Tensor* tensor : inputs.inputs) in.push_back(OnHost(*tensor));
+  in.push_back(OnHost(cotangent));
+  out.push_back(OnHost(losses));
   for (int32_t i : trainable_) {
-    output_pointers.push_back(target.data<float>().data() + model_->parameters().offset(i));
+    out.push_back(target.address(model_->parameters().offset(i) * kFloatBytes));
   }
   // Skipped steps count: drawing the numbers again that overflowed would overflow again.
   plan->SetRandomKey(random_seed_, (static_cast<uint64_t>(step() + skipped_steps()) << 32) |
                                        static_cast<uint64_t>(micro_step_));
-  plan->Run(input_pointers, model_->parameters().pointers(), output_pointers);
+  TANDEM_RETURN_IF_ERROR(plan->Run(in, model_->parameters().pointers(), out));
   if (micro_step_ > 0) {
-    const void* in[] = {gradients_.raw(), partial_gradients_.raw()};
-    void* out[] = {gradients_.raw()};
-    add_plan_->Run(in, {}, out);
+    const Address summands[] = {gradients_.address(), partial_gradients_.address()};
+    TANDEM_RETURN_IF_ERROR(add_plan_->Run(summands, {}, {{gradients_.address()}}));
   }
   ++micro_step_;
   LossReport report = ReduceLosses(objective_, inputs, losses);
@@ -305,15 +306,17 @@ absl::StatusOr<StepReport> Trainer::OptimStep() {
   const Stopwatch watch;
   const std::array<double, ops::kHyperCount> hyper = Hyperparameters();
   std::array<double, ops::kControlCount> control{};
-  float* p = model_->parameters().flat();
-  std::vector<const void*> in = {
-      hyper.data(), state_.data(), gradients_.raw(), decay_.raw(), p, first_moment_.raw()};
-  std::vector<void*> out = {control.data(), state_.data(), p, first_moment_.raw()};
+  const Address p = OnDevice(model_->parameters().data());
+  std::vector<Address> in = {
+      OnHost(hyper.data()),   OnHost(state_.data()), gradients_.address(), decay_.address(), p,
+      first_moment_.address()};
+  std::vector<Address> out = {OnHost(control.data()), OnHost(state_.data()), p,
+                              first_moment_.address()};
   if (optimizer_.kind != OptimizerKind::kSgd) {
-    in.push_back(second_moment_.raw());
-    out.push_back(second_moment_.raw());
+    in.push_back(second_moment_.address());
+    out.push_back(second_moment_.address());
   }
-  step_plan_->Run(in, {}, out);
+  TANDEM_RETURN_IF_ERROR(step_plan_->Run(in, {}, out));
   micro_step_ = 0;
   StepReport report;
   report.grad_norm = control[ops::kControlGradNorm];
@@ -378,14 +381,15 @@ absl::Status Trainer::SetOptimizer(const OptimizerOptions& options) {
 }
 
 int64_t Trainer::state_bytes() const {
-  const bool partial = partial_gradients_.num_elements() == gradients_.num_elements();
   return gradients_.bytes() + first_moment_.bytes() + second_moment_.bytes() + decay_.bytes() +
-         (partial ? partial_gradients_.bytes() : 0);
+         partial_gradients_.bytes();
 }
 
-std::span<const float> Trainer::gradient(int i) const {
-  const int64_t size = model_->source().parameters()[i].shape.num_elements();
-  return gradients_.data<float>().subspan(model_->parameters().offset(i), size);
+std::vector<float> Trainer::gradient(int i) const {
+  std::vector<float> values(model_->source().parameters()[i].shape.num_elements());
+  gradients_.Read(values.data(), model_->parameters().offset(i) * kFloatBytes,
+                  static_cast<int64_t>(values.size()) * kFloatBytes);
+  return values;
 }
 
 }  // namespace tandem

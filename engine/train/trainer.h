@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "engine/exec/device_tensor.h"
 #include "engine/exec/model.h"
 #include "engine/ops/ops.h"
 
@@ -133,9 +134,9 @@ class Trainer {
   double last_loss() const { return last_loss_; }
   const std::vector<std::string>& frozen() const { return frozen_; }
   // Elements that weight decay applies to.
-  int64_t decayed_parameters() const;
+  int64_t decayed_parameters() const { return decayed_parameters_; }
   // The accumulated gradient of parameter i, times loss_scale() (tests and diagnostics).
-  std::span<const float> gradient(int i) const;
+  std::vector<float> gradient(int i) const;
 
  private:
   Trainer(Model* model, Objective objective, OptimizerOptions optimizer,
@@ -154,13 +155,14 @@ class Trainer {
   std::vector<int32_t> trainable_;  // parameter indices
   LossScaling loss_scaling_;
   // Flat, in the layout of ParameterStore; zero where a parameter is frozen or padding.
-  Tensor gradients_;                     // (P) f32
-  Tensor first_moment_, second_moment_;  // (P) f32; kSgd: the momentum buffer, and none
-  Tensor decay_;                         // (P) u8: 1 where weight decay applies
-  Tensor partial_gradients_;  // (P) f32, of the second and later micro-batches; made when needed
+  DeviceTensor gradients_;                     // (P) f32
+  DeviceTensor first_moment_, second_moment_;  // (P) f32; kSgd: the momentum buffer, and none
+  DeviceTensor decay_;                         // (P) u8: 1 where weight decay applies
+  // (P) f32, of the second and later micro-batches; made when needed
+  DeviceTensor partial_gradients_;
   std::unique_ptr<Plan> add_plan_, step_plan_;
   std::array<double, ops::kStateCount> state_{};  // as ops::OptimizerControl has it
-  int64_t micro_step_ = 0, trainable_parameters_ = 0;
+  int64_t micro_step_ = 0, trainable_parameters_ = 0, decayed_parameters_ = 0;
   uint64_t random_seed_ = 0;
   double last_loss_ = 0;
 };

@@ -43,23 +43,23 @@ void Measure(benchmark::State& state, const OpCase& c) {
     return;
   }
   std::vector<Tensor> outputs;
-  std::vector<const void*> in;
-  std::vector<void*> out;
+  std::vector<Address> in, out;
   int64_t bytes = 0;
   for (const Tensor& t : inputs) {
-    in.push_back(t.raw());
+    in.push_back(OnHost(t));
     bytes += t.bytes();
   }
   for (const TensorType& t : (*plan)->output_types()) outputs.emplace_back(t);
   for (Tensor& t : outputs) {
-    out.push_back(t.raw());
+    out.push_back(OnHost(t));
     bytes += t.bytes();
   }
-  (*plan)->Run(in, {}, out);  // memory is there from its first touch on
+  absl::Status status = (*plan)->Run(in, {}, out);  // memory is there from its first touch on
   for (auto _ : state) {
-    (*plan)->Run(in, {}, out);
+    status.Update((*plan)->Run(in, {}, out));
     benchmark::ClobberMemory();
   }
+  if (!status.ok()) state.SkipWithError(std::string(status.message()).c_str());
   using benchmark::Counter;
   const auto rate = Counter::kIsIterationInvariantRate;
   state.counters["GB/s"] = Counter(static_cast<double>(bytes) * 1e-9, rate);

@@ -203,7 +203,7 @@ TEST(OnnxRandomTest, TrainsThroughMeanAndDeviation) {
   EXPECT_NEAR(report->loss, loss, 1e-4);
   for (size_t i = 0; i < model->source().parameters().size(); ++i) {
     const bool is_mu = model->source().parameters()[i].name == "w_mu";
-    const std::span<const float> gradient = (*trainer)->gradient(static_cast<int>(i));
+    const std::vector<float> gradient = (*trainer)->gradient(static_cast<int>(i));
     for (size_t j = 0; j < gradient.size(); ++j) {
       EXPECT_NEAR(gradient[j], is_mu ? d_mu[j] : d_sigma[j], 1e-4) << i << " " << j;
     }

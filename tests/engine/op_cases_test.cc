@@ -13,6 +13,10 @@
 #include "engine/exec/plan.h"
 #include "engine/graph/gradient.h"
 #include "engine/ops/definitions.h"
+#include "tests/engine/test_device.h"
+
+#define SKIP_WITHOUT_KERNEL(status) \
+  if (const std::string why = NoKernel(status); !why.empty()) GTEST_SKIP() << why
 
 namespace tandem::testing {
 
@@ -21,11 +25,12 @@ void PrintTo(const OpCase& c, std::ostream* os) { *os << c.name; }
 namespace {
 
 // The CPU without the operators that can be lowered, so that they are.
-class LoweringBackend final : public Backend {
+class LoweringBackend final : public WrappedBackend {
  public:
+  LoweringBackend() : WrappedBackend(CpuBackend()) {}
   std::string_view name() const override { return "lowering"; }
   const Kernel* Find(std::string_view op) const override {
-    return FindOp(op)->lower != nullptr ? nullptr : CpuBackend().Find(op);
+    return FindOp(op)->lower != nullptr ? nullptr : inner_.Find(op);
   }
 };
 
@@ -66,7 +71,7 @@ absl::StatusOr<std::vector<Tensor>> RunInArena(const OpCase& c, const std::vecto
   Values values = InputValues(b, inputs);
   for (Value& v : values) v = copy(v);
   for (Value v : c.build(b, values)) b.Output(copy(v));
-  return RunGraph(b, CpuBackend(), inputs);
+  return RunGraph(b, TestDevice(), inputs);
 }
 
 void ExpectClose(const Tensor& got, const Ref& expected, double tolerance,
@@ -105,7 +110,8 @@ class OpKink : public ::testing::TestWithParam<OpCase> {};
 TEST_P(OpForward, MatchesTheReference) {
   const OpCase& c = GetParam();
   const std::vector<Tensor> inputs = MakeInputs(c.inputs, c.name);
-  const auto outputs = RunForward(c, CpuBackend(), inputs);
+  const auto outputs = RunForward(c, TestDevice(), inputs);
+  SKIP_WITHOUT_KERNEL(outputs.status());
   ASSERT_TRUE(outputs.ok()) << outputs.status();
   const Refs expected = Reference(c, inputs);
   ASSERT_EQ(outputs->size(), expected.size());
@@ -115,6 +121,7 @@ TEST_P(OpForward, MatchesTheReference) {
 }
 
 TEST_P(OpForward, LoweredMatchesTheReference) {
+  if (TestDevice().name() != "cpu") GTEST_SKIP() << "is the CPU's";
   const OpCase& c = GetParam();
   const std::vector<Tensor> inputs = MakeInputs(c.inputs, c.name);
   const auto outputs = RunForward(c, LoweringBackend(), inputs);
@@ -130,12 +137,14 @@ TEST_P(OpForward, SameBitsInSharedMemoryAndOnManyThreads) {
   const std::vector<Tensor> inputs = MakeInputs(c.inputs, c.name);
   const int threads = ThreadCount();
   SetThreadCount(1);
-  const auto plain = RunForward(c, CpuBackend(), inputs);
+  const auto plain = RunForward(c, TestDevice(), inputs);
   const auto shared = RunInArena(c, inputs);
   SetThreadCount(5);
   const auto many = RunInArena(c, inputs);
   SetThreadCount(threads);
+  SKIP_WITHOUT_KERNEL(plain.status());
   ASSERT_TRUE(plain.ok()) << plain.status();
+  SKIP_WITHOUT_KERNEL(shared.status());
   ASSERT_TRUE(shared.ok()) << shared.status();
   ASSERT_TRUE(many.ok()) << many.status();
   ExpectSameBits(*plain, *shared);
@@ -196,7 +205,8 @@ TEST_P(OpGradient, MatchesCentralDifferencesOfTheReference) {
   GradientGraph graph;
   const absl::Status built = graph.Build(c, MakeInputs(c.inputs, c.name), false);
   ASSERT_TRUE(built.ok()) << built;
-  const auto gradients = RunGraph(graph.b, CpuBackend(), graph.inputs);
+  const auto gradients = RunGraph(graph.b, TestDevice(), graph.inputs);
+  SKIP_WITHOUT_KERNEL(gradients.status());
   ASSERT_TRUE(gradients.ok()) << gradients.status();
   const size_t count = c.inputs.size();
   Refs refs;
@@ -228,7 +238,8 @@ TEST_P(OpKink, HasTheDeclaredGradient) {
     GradientGraph graph;
     const absl::Status built = graph.Build(c, MakeInputs(c.inputs, c.name), true);
     ASSERT_TRUE(built.ok()) << built;
-    const auto gradients = RunGraph(graph.b, CpuBackend(), graph.inputs);
+    const auto gradients = RunGraph(graph.b, TestDevice(), graph.inputs);
+    SKIP_WITHOUT_KERNEL(gradients.status());
     ASSERT_TRUE(gradients.ok()) << gradients.status();
     ASSERT_EQ(gradients->size(), kink.gradients.size());
     for (size_t i = 0; i < gradients->size(); ++i) {

@@ -127,7 +127,7 @@ TEST(SoftLossTest, GradientsAgreeWithFiniteDifferences) {
       ASSERT_TRUE(trainer.ok()) << trainer.status();
       ASSERT_TRUE((*trainer)->ForwardBackward(batch).ok());
       for (int p = 0; p < 2; ++p) {
-        const std::span<const float> gradient = (*trainer)->gradient(p);
+        const std::vector<float> gradient = (*trainer)->gradient(p);
         for (size_t i = 0; i < gradient.size(); ++i) {
           float& weight = model->parameters().values(p)[i];
           const float kept = weight;

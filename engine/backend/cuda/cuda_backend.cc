@@ -1,5 +1,6 @@
 #include "engine/backend/cuda/cuda_backend.h"
 
+#include <charconv>
 #include <map>
 #include <unordered_map>
 
@@ -125,6 +126,8 @@ absl::Status Device::Finish() const {
 
 }  // namespace cuda
 
+namespace {
+
 absl::StatusOr<const Backend*> CudaBackend(int device) {
   static std::mutex mutex;
   static auto* const devices = new std::map<int, std::unique_ptr<cuda::Device>>;
@@ -139,6 +142,24 @@ absl::StatusOr<const Backend*> CudaBackend(int device) {
   const Backend* const backend = opened.get();
   devices->emplace(device, std::move(opened));
   return backend;
+}
+
+}  // namespace
+
+absl::StatusOr<const Backend*> FindBackend(std::string_view device) {
+  if (device == "cpu") return &CpuBackend();
+  constexpr std::string_view kCuda = "cuda:";
+  int number = -1;
+  if (device.substr(0, kCuda.size()) == kCuda) {
+    const std::string_view digits = device.substr(kCuda.size());
+    const auto [end, error] = std::from_chars(digits.data(), digits.data() + digits.size(), number);
+    if (error != std::errc() || end != digits.data() + digits.size()) number = -1;
+  }
+  if (number < 0) {
+    return InvalidArgument("device '", device,
+                           "' is unknown: expected 'cpu' or 'cuda:0', 'cuda:1' ...");
+  }
+  return CudaBackend(number);
 }
 
 }  // namespace tandem

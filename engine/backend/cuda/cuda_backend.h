@@ -11,14 +11,7 @@
 #include "engine/backend/backend.h"
 #include "engine/backend/cuda/library.h"
 
-namespace tandem {
-
-// Number `device` of those that the driver shows; lives as long as the process, and asking again
-// gives the same one. UNAVAILABLE: no library, no driver, or no such device; the message says
-// which.
-absl::StatusOr<const Backend*> CudaBackend(int device);
-
-namespace cuda {
+namespace tandem::cuda {
 
 class Device final : public Backend {
  public:
@@ -93,5 +86,4 @@ absl::StatusOr<Call<Function>> FindCall(const KernelSpec& spec, const char* name
   TANDEM_ASSIGN_OR_RETURN(const auto local,     \
                           ::tandem::cuda::FindCall<decltype(function)>(spec, #function))
 
-}  // namespace cuda
-}  // namespace tandem
+}  // namespace tandem::cuda

@@ -11,16 +11,21 @@ namespace {
 
 constexpr char kFile[] = "libtandem_cuda.so";
 
+// Where to look, in this order.
 std::vector<std::string> Places(const std::string& path) {
   if (!path.empty()) return {path};
   if (const char* set = std::getenv("TANDEM_CUDA_LIBRARY"); set != nullptr && *set != 0) {
     return {set};
   }
+  namespace fs = std::filesystem;
   std::error_code error;
-  const std::filesystem::path program = std::filesystem::read_symlink("/proc/self/exe", error);
-  if (error) return {kFile};
-  const std::filesystem::path folder = program.parent_path();
-  return {(folder / kFile).string(), (folder / ".." / "lib" / kFile).string(), kFile};
+  const fs::path folder = fs::read_symlink("/proc/self/exe", error).parent_path();
+  std::vector<std::string> places;
+  for (const fs::path& place : {folder / kFile, folder / ".." / kFile, folder / "../lib" / kFile}) {
+    if (!error && fs::exists(place)) places.push_back(place.string());
+  }
+  places.emplace_back(kFile);  // by the dynamic linker's own rules
+  return places;
 }
 
 }  // namespace

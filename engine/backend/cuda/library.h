@@ -11,9 +11,9 @@ namespace tandem::cuda {
 
 class Library {
  public:
-  // Opens `path`; empty: $TANDEM_CUDA_LIBRARY, else libtandem_cuda.so beside the program or where
-  // the dynamic linker looks. UNAVAILABLE: it is not there, or is of another version; the message
-  // says what to do. The library stays loaded.
+  // Opens `path`; empty: $TANDEM_CUDA_LIBRARY, else libtandem_cuda.so beside the program, above it,
+  // in ../lib, or where the dynamic linker looks. UNAVAILABLE: it is not there, or is of another
+  // version; the message says what to do. The library stays loaded.
   static absl::StatusOr<const Library*> Open(const std::string& path = {});
 
   // The function of that name, or null where this library has none.
