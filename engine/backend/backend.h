@@ -2,6 +2,7 @@
 #pragma once
 
 #include <functional>
+#include <memory>
 #include <span>
 #include <string_view>
 #include <utility>
@@ -62,6 +63,14 @@ struct Kernel {
   bool skips_unused_outputs = false;
 };
 
+// Work that a backend recorded; the backend must outlive it.
+class Recording {
+ public:
+  virtual ~Recording() = default;
+  // Submits the work once more: the same kernels on the same addresses.
+  virtual void Replay() = 0;
+};
+
 // Memory is the device's own: only kernels and the copies below may touch it, unless host_memory().
 // Copies and kernels run in the order of the calls, all from one thread at a time.
 class Backend {
@@ -85,6 +94,11 @@ class Backend {
   virtual void Download(void* to_host, const void* from, int64_t bytes) const = 0;
   virtual void Copy(void* to, const void* from, int64_t bytes) const = 0;
   virtual void Zero(void* to, int64_t bytes) const = 0;
+  // Records what `submit` submits, instead of running it; null where the backend cannot.
+  virtual std::unique_ptr<Recording> Record(const std::function<void()>& submit) const {
+    (void)submit;
+    return nullptr;
+  }
   // Waits until all is done. The first error of anything before, which stays.
   virtual absl::Status Finish() const = 0;
 };

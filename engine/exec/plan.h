@@ -118,6 +118,8 @@ class Plan {
   void* Resolve(const Location& location) const;
   void RunStep(const Step& step);
   void RunSteps();
+  // RunSteps, by a recording once the same addresses come again.
+  void Submit();
 
   Graph graph_;  // kernels may refer to its attributes
   std::vector<TensorType> input_types_, output_types_;
@@ -130,6 +132,8 @@ class Plan {
   std::array<uint64_t, 2> random_key_ = {0, 0};  // seed, call
   int64_t arena_bytes_ = 0;
   PlanProfile* profile_ = nullptr;
+  std::unique_ptr<Recording> recording_;        // of the steps at recorded_
+  std::vector<const void*> recorded_, latest_;  // every address of a run
 
   // Of the current run.
   std::byte* arena_ = nullptr;

@@ -11,6 +11,7 @@
 #include "engine/exec/model.h"
 #include "engine/nn/decoder.h"
 #include "engine/nn/initialize.h"
+#include "tests/engine/test_device.h"
 
 namespace tandem {
 
@@ -41,7 +42,10 @@ inline std::unique_ptr<Model> MakeModel(const DecoderConfig& config, uint64_t se
   auto source = DecoderSource::Create(config);
   EXPECT_TRUE(source.ok()) << source.status();
   if (!source.ok()) return nullptr;
-  return std::make_unique<Model>("tiny", *source, InitializeParameters(**source, seed));
+  auto model = std::make_unique<Model>("tiny", *source, InitializeParameters(**source, seed));
+  const absl::Status moved = model->MoveTo(TestDevice());
+  EXPECT_TRUE(moved.ok()) << moved;
+  return model;
 }
 
 inline std::vector<int32_t> RandomTokens(int64_t count, int64_t vocab, uint32_t seed) {

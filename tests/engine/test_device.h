@@ -9,7 +9,7 @@
 
 #include "engine/backend/backend.h"
 
-namespace tandem::testing {
+namespace tandem {
 
 inline const Backend& TestDevice() {
   static const Backend* const device = [] {
@@ -50,10 +50,13 @@ class WrappedBackend : public Backend {
     inner_.Copy(to, from, bytes);
   }
   void Zero(void* to, int64_t bytes) const override { inner_.Zero(to, bytes); }
+  std::unique_ptr<Recording> Record(const std::function<void()>& submit) const override {
+    return inner_.Record(submit);
+  }
   absl::Status Finish() const override { return inner_.Finish(); }
 
  protected:
   const Backend& inner_;
 };
 
-}  // namespace tandem::testing
+}  // namespace tandem

@@ -117,6 +117,39 @@ void Device::Zero(void* to, int64_t bytes) const {
   Check(RUNTIME(fill_bytes)(to, 0, bytes, stream_), "zeroing memory");
 }
 
+// A CUDA graph: one launch instead of one a kernel.
+class Device::Graph final : public Recording {
+ public:
+  Graph(const Device& device, tandem_cuda_recording recording)
+      : device_(device), recording_(recording) {}
+  ~Graph() override {
+    device_.Use();
+    device_.Check(device_.library_.Find<decltype(tandem_cuda_recording_destroy)>(
+                      "tandem_cuda_recording_destroy")(recording_),
+                  "dropping a recording");
+  }
+  void Replay() override {
+    device_.Use();
+    device_.Check(device_.library_.Find<decltype(tandem_cuda_replay)>("tandem_cuda_replay")(
+                      recording_, device_.stream_),
+                  "replaying a recording");
+  }
+
+ private:
+  const Device& device_;
+  const tandem_cuda_recording recording_;
+};
+
+std::unique_ptr<Recording> Device::Record(const std::function<void()>& submit) const {
+  Use();
+  Check(RUNTIME(record_begin)(stream_), "recording");
+  submit();
+  tandem_cuda_recording recording = nullptr;
+  Check(RUNTIME(record_end)(&recording, stream_), "recording");
+  if (recording == nullptr) return nullptr;
+  return std::make_unique<Graph>(*this, recording);
+}
+
 absl::Status Device::Finish() const {
   Use();
   Check(RUNTIME(stream_finish)(stream_), "finishing");

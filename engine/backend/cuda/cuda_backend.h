@@ -28,6 +28,7 @@ class Device final : public Backend {
   void Download(void* to_host, const void* from, int64_t bytes) const override;
   void Copy(void* to, const void* from, int64_t bytes) const override;
   void Zero(void* to, int64_t bytes) const override;
+  std::unique_ptr<Recording> Record(const std::function<void()>& submit) const override;
   absl::Status Finish() const override;
 
   const Library& library() const { return library_; }
@@ -41,6 +42,7 @@ class Device final : public Backend {
   void Use() const;
 
  private:
+  class Graph;
   static constexpr int kLeastCapability = 80;
 
   Device(const Library& library, int number)

@@ -1,0 +1,155 @@
+// A model on a CUDA device against the same model on the CPU. CTest runs it on the emulated device.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstring>
+
+#include "engine/exec/device_tensor.h"
+#include "engine/sample/generator.h"
+#include "engine/train/trainer.h"
+#include "tests/engine/language_model.h"
+
+namespace tandem {
+namespace {
+
+using ::testing::HasSubstr;
+
+class CudaDeviceTest : public ::testing::TestWithParam<DecoderArchitecture> {
+ protected:
+  void SetUp() override {
+    absl::StatusOr<const Backend*> found = FindBackend("cuda:0");
+    if (!found.ok()) GTEST_SKIP() << found.status();
+    device_ = *found;
+  }
+  std::unique_ptr<Model> ModelOn(const Backend& backend) const {
+    std::unique_ptr<Model> model = MakeModel(TinyConfig(GetParam()));
+    const absl::Status moved = model->MoveTo(backend);
+    EXPECT_TRUE(moved.ok()) << moved;
+    return model;
+  }
+
+  const Backend* device_ = nullptr;
+};
+
+TEST_P(CudaDeviceTest, ScoresAsTheCpu) {
+  const auto on_cpu = ModelOn(CpuBackend()), on_device = ModelOn(*device_);
+  const std::vector<std::vector<int32_t>> sequences = {RandomTokens(37, 50, 1),
+                                                       RandomTokens(5, 50, 2)};
+  const auto expected = ScoreSequences(on_cpu.get(), sequences);
+  const auto got = ScoreSequences(on_device.get(), sequences);
+  ASSERT_TRUE(expected.ok()) << expected.status();
+  ASSERT_TRUE(got.ok()) << got.status();
+  for (size_t s = 0; s < sequences.size(); ++s) {
+    for (size_t i = 1; i < sequences[s].size(); ++i) {
+      EXPECT_NEAR((*got)[s][i], (*expected)[s][i], 2e-5) << s << " " << i;
+    }
+  }
+}
+
+TEST_P(CudaDeviceTest, TrainsAsTheCpu) {
+  std::vector<float> weights[2];
+  std::vector<LossReport> losses[2];
+  std::vector<StepReport> steps[2];
+  for (int k = 0; k < 2; ++k) {
+    const auto model = ModelOn(k == 0 ? CpuBackend() : *device_);
+    OptimizerOptions options;
+    options.max_grad_norm = 0.5;
+    auto trainer = Trainer::Create(model.get(), {}, options, {});
+    ASSERT_TRUE(trainer.ok()) << trainer.status();
+    Batch batch;
+    batch.sequences = {{.tokens = RandomTokens(33, 50, 3), .targets = {}, .weights = {}},
+                       {.tokens = RandomTokens(12, 50, 4), .targets = {}, .weights = {}}};
+    for (int step = 0; step < 3; ++step) {
+      for (int micro = 0; micro < 1 + step; ++micro) {
+        auto loss = (*trainer)->ForwardBackward(batch);
+        ASSERT_TRUE(loss.ok()) << loss.status();
+        losses[k].push_back(*loss);
+      }
+      auto report = (*trainer)->OptimStep();
+      ASSERT_TRUE(report.ok()) << report.status();
+      steps[k].push_back(*report);
+    }
+    const auto copy = model->parameters().HostCopy();
+    ASSERT_TRUE(copy.ok()) << copy.status();
+    weights[k].assign(copy->flat(), copy->flat() + copy->flat_size());
+  }
+  for (size_t i = 0; i < losses[0].size(); ++i) {
+    EXPECT_NEAR(losses[1][i].loss, losses[0][i].loss, 2e-5) << i;
+  }
+  for (size_t i = 0; i < steps[0].size(); ++i) {
+    EXPECT_NEAR(steps[1][i].grad_norm / steps[0][i].grad_norm, 1, 1e-4) << i;
+    EXPECT_FALSE(steps[1][i].skipped);
+    EXPECT_EQ(steps[1][i].step, static_cast<int64_t>(i) + 1);
+  }
+  // A step moves each weight by about the learning rate, 1e-3; Adam magnifies what rounding does
+  // to gradients near zero.
+  double worst = 0, sum = 0;
+  for (size_t i = 0; i < weights[0].size(); ++i) {
+    const double difference = std::abs(double{weights[1][i]} - weights[0][i]);
+    worst = std::max(worst, difference);
+    sum += difference;
+  }
+  EXPECT_LT(worst, 2e-3);
+  EXPECT_LT(sum / static_cast<double>(weights[0].size()), 1e-5);
+}
+
+TEST_P(CudaDeviceTest, WeightsMoveThereAndBackToTheBit) {
+  const auto model = ModelOn(CpuBackend());
+  const std::string hash = *model->WeightsHash();
+  ASSERT_TRUE(model->MoveTo(*device_).ok());
+  EXPECT_EQ(model->backend().name(), "cuda:0");
+  EXPECT_EQ(*model->WeightsHash(), hash);
+  ASSERT_TRUE(model->MoveTo(CpuBackend()).ok());
+  EXPECT_EQ(*model->WeightsHash(), hash);
+}
+
+INSTANTIATE_TEST_SUITE_P(All, CudaDeviceTest,
+                         ::testing::Values(DecoderArchitecture::kLlama, DecoderArchitecture::kGpt2),
+                         [](const auto& info) {
+                           return info.param == DecoderArchitecture::kLlama ? "Llama" : "Gpt2";
+                         });
+
+// From the second run at the same addresses on, a plan replays a recording: it must read what its
+// inputs hold then.
+TEST(CudaPlanTest, RecordingsReadTheInputsOfTheirRun) {
+  const absl::StatusOr<const Backend*> device = FindBackend("cuda:0");
+  if (!device.ok()) GTEST_SKIP() << device.status();
+  Builder b;
+  const Value x = b.Input("x", {DType::kF32, {3}});
+  b.Output(ops::Mul(b, ops::Neg(b, x), b.Constant(Tensor::Of<float>({3}, {1, 10, 100}))));
+  auto plan = Plan::Compile(*b.Finish(), **device);
+  ASSERT_TRUE(plan.ok()) << plan.status();
+  for (int run = 0; run < 5; ++run) {
+    const auto at = static_cast<float>(run);
+    const Tensor input = Tensor::Of<float>({3}, {at, at + 1, at + 2});
+    const std::vector<const Tensor*> inputs = {&input};
+    const auto outputs = RunPlan(**plan, inputs);
+    ASSERT_TRUE(outputs.ok()) << outputs.status();
+    EXPECT_THAT((*outputs)[0].data<float>(),
+                ::testing::ElementsAre(-at, -10 * (at + 1), -100 * (at + 2)));
+  }
+}
+
+TEST(CudaPlanTest, SaysHowMuchMemoryThereIs) {
+  const absl::StatusOr<const Backend*> device = FindBackend("cuda:0");
+  if (!device.ok()) GTEST_SKIP() << device.status();
+  const auto memory = DeviceMemory::Allocate(**device, int64_t{1} << 50);
+  ASSERT_EQ(memory.status().code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_THAT(std::string(memory.status().message()), HasSubstr("cuda:0 cannot give"));
+  EXPECT_TRUE((*device)->Finish().ok());  // and goes on
+}
+
+TEST(FindBackendTest, NamesWhatItExpects) {
+  EXPECT_EQ(*FindBackend("cpu"), &CpuBackend());
+  for (const char* name : {"", "gpu", "cuda", "cuda:", "cuda:x", "cuda:-1", "cuda:1x", "CPU"}) {
+    const absl::Status status = FindBackend(name).status();
+    EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument) << name;
+    EXPECT_THAT(std::string(status.message()), HasSubstr("expected 'cpu' or 'cuda:0'")) << name;
+  }
+  // There is no such device with or without a driver.
+  EXPECT_EQ(FindBackend("cuda:99").status().code(), absl::StatusCode::kUnavailable);
+}
+
+}  // namespace
+}  // namespace tandem
