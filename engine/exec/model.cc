@@ -136,8 +136,13 @@ absl::StatusOr<Plan*> PlanCache::Get(const std::string& key,
   return entries_.front().second.get();
 }
 
-Model::Model(std::string name, std::shared_ptr<const GraphSource> source, ParameterStore parameters)
-    : name_(std::move(name)), source_(std::move(source)), parameters_(std::move(parameters)) {}
+Model::Model(std::string name, std::shared_ptr<const GraphSource> source, ParameterStore parameters,
+             Precision precision)
+    : name_(std::move(name)),
+      source_(std::move(source)),
+      compute_source_(WithPrecision(source_, precision)),
+      parameters_(std::move(parameters)),
+      precision_(precision) {}
 
 int64_t Model::parameter_count() const {
   int64_t count = 0;
@@ -208,7 +213,7 @@ absl::StatusOr<std::vector<Tensor>> Model::Forward(
     for (size_t i = 0; i < specs.size(); ++i) {
       values.push_back(builder.Input(specs[i].name, tensors[i]->type()));
     }
-    TANDEM_ASSIGN_OR_RETURN(const std::vector<Value> outputs, source_->Build(builder, values));
+    TANDEM_ASSIGN_OR_RETURN(const std::vector<Value> outputs, source().Build(builder, values));
     for (Value v : outputs) builder.Output(v);
     return builder.Finish();
   }));

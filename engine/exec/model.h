@@ -10,6 +10,7 @@
 #include <utility>
 #include <vector>
 
+#include "engine/exec/autocast.h"
 #include "engine/exec/plan.h"
 #include "engine/graph/builder.h"
 
@@ -141,10 +142,16 @@ class PlanCache {
 // Weights are read and written on the compute thread only; the version is counted there.
 class Model {
  public:
-  Model(std::string name, std::shared_ptr<const GraphSource> source, ParameterStore parameters);
+  // `precision` is what every graph of the model computes in: forward passes, generation, scoring
+  // and training alike (autocast.h). The parameters are f32.
+  Model(std::string name, std::shared_ptr<const GraphSource> source, ParameterStore parameters,
+        Precision precision = Precision::kF32);
 
   const std::string& name() const { return name_; }
-  const GraphSource& source() const { return *source_; }
+  Precision precision() const { return precision_; }
+  // Of the graphs that compute, in the model's precision.
+  const GraphSource& source() const { return *compute_source_; }
+  // As it was given: f32, and what writes the model's file.
   const std::shared_ptr<const GraphSource>& shared_source() const { return source_; }
   ParameterStore& parameters() { return parameters_; }
   const ParameterStore& parameters() const { return parameters_; }
@@ -169,8 +176,9 @@ class Model {
 
  private:
   std::string name_;
-  std::shared_ptr<const GraphSource> source_;
+  std::shared_ptr<const GraphSource> source_, compute_source_;
   ParameterStore parameters_;
+  Precision precision_;
   PlanCache plans_;
   int64_t weights_version_ = 1;
   uint64_t forward_calls_ = 0;  // without a seed: the call of the random key

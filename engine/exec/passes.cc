@@ -75,6 +75,58 @@ class Copier {
   std::vector<Value> map_;
 };
 
+bool IsHalf(DType dtype) { return dtype == DType::kBF16 || dtype == DType::kF16; }
+
+// Whether the backend computes this node, one with 16-bit floats, as it is.
+absl::StatusOr<bool> Computes(const Backend& backend, const Builder& builder, const Node& node) {
+  const Kernel* kernel = backend.Find(node.op->name);
+  if (kernel == nullptr) return false;
+  KernelSpec spec{
+      .backend = &backend, .op = node.op, .attributes = &node.attributes, .inputs = {}, .present = {}, .outputs = {}};
+  std::vector<const TensorType*> types;
+  for (Value v : node.inputs) {
+    spec.present.push_back(v.valid());
+    spec.inputs.push_back(v.valid() ? builder.type(v) : TensorType{});
+    types.push_back(v.valid() ? &builder.type(v) : nullptr);
+  }
+  TANDEM_ASSIGN_OR_RETURN(spec.outputs,
+                          node.op->infer({.inputs = types, .attributes = node.attributes}));
+  const absl::StatusOr<BoundKernel> bound = kernel->bind(spec);
+  if (bound.ok()) return true;
+  if (absl::IsUnimplemented(bound.status())) return false;
+  return bound.status();
+}
+
+// The node on f32 copies of its 16-bit inputs, its results rounded to what they were to be.
+absl::StatusOr<std::vector<Value>> ThroughF32(Builder& builder, const Graph& graph,
+                                              const Node& original, const Node& node) {
+  std::vector<Value> inputs = node.inputs;
+  DType half = DType::kF32;
+  for (size_t i = 0; i < inputs.size(); ++i) {
+    if (!inputs[i].valid() || !IsHalf(builder.dtype(inputs[i]))) continue;
+    half = builder.dtype(inputs[i]);
+    if (node.op->name == "PagedAttention" && i >= 6) {
+      return Unimplemented("[PagedAttention] ", DTypeName(half), " caches");
+    }
+    inputs[i] = ops::Cast(builder, inputs[i], DType::kF32);
+  }
+  std::vector<Value> results =
+      builder.AddMulti(*node.op, inputs, node.attributes, static_cast<int>(node.outputs.size()));
+  for (size_t k = 0; k < results.size(); ++k) {
+    results[k] = ops::Cast(builder, results[k], graph.type(original.outputs[k]).dtype);
+  }
+  return results;
+}
+
+// x where v is Cast(Cast(x, f32), the type of x): nothing was lost on the way.
+Value WithoutRoundTrip(const Builder& builder, Value v, DType to) {
+  const ValueInfo& info = builder.graph().info(v);
+  if (!IsHalf(to) || info.kind != ValueKind::kNode || info.type.dtype != DType::kF32) return {};
+  const Node& node = builder.graph().nodes()[info.index];
+  if (node.op->name != "Cast" || builder.dtype(node.inputs[0]) != to) return {};
+  return node.inputs[0];
+}
+
 // One sweep; sets `lowered` if a lowering put in operators that another sweep must look at.
 absl::StatusOr<Graph> Sweep(const Graph& graph, const Backend& backend, bool* lowered) {
   Copier copier(graph);
@@ -92,7 +144,21 @@ absl::StatusOr<Graph> Sweep(const Graph& graph, const Backend& backend, bool* lo
     std::vector<Value>& results = seen[key];
     if (results.empty()) {
       builder.SetScope(node.name);
-      if (NeedsKernel(*node.op) && backend.Find(node.op->name) == nullptr) {
+      bool half = false, computes = true;
+      for (Value v : node.inputs) half = half || (v.valid() && IsHalf(builder.dtype(v)));
+      if (half && NeedsKernel(*node.op)) {
+        TANDEM_ASSIGN_OR_RETURN(computes, Computes(backend, builder, node));
+      }
+      Value same;
+      if (node.op->name == "Cast") {
+        same = WithoutRoundTrip(builder, node.inputs[0], graph.type(node.outputs[0]).dtype);
+      }
+      if (same.valid()) {
+        results = {same};
+      } else if (!computes) {
+        TANDEM_ASSIGN_OR_RETURN(results, ThroughF32(builder, graph, graph.nodes()[i], node));
+        *lowered = true;
+      } else if (NeedsKernel(*node.op) && backend.Find(node.op->name) == nullptr) {
         if (node.op->lower == nullptr) {
           return Unimplemented("[", node.op->name, "] has no kernel on ", backend.name());
         }
@@ -120,6 +186,32 @@ std::vector<int> Uses(const Graph& graph) {
   return uses;
 }
 
+// Cast(MatMul(a, b) of 16-bit floats, f32) -> MatMul(a, b, out = f32), where nothing else reads it.
+absl::StatusOr<Graph> KeepUnroundedProducts(const Graph& graph) {
+  const std::vector<int> uses = Uses(graph);
+  std::vector<Node> nodes = graph.nodes();
+  std::vector<bool> gone(nodes.size(), false);
+  bool any = false;
+  for (Node& node : nodes) {
+    if (node.op->name != "Cast" || graph.type(node.outputs[0]).dtype != DType::kF32) continue;
+    const ValueInfo& info = graph.info(node.inputs[0]);
+    if (info.kind != ValueKind::kNode || !IsHalf(info.type.dtype)) continue;
+    if (uses[node.inputs[0].id] != 1 || graph.nodes()[info.index].op->name != "MatMul") continue;
+    Node product = graph.nodes()[info.index];
+    product.attributes.Set("out", static_cast<int64_t>(DType::kF32));
+    product.outputs = node.outputs;
+    node = std::move(product);
+    gone[info.index] = true;
+    any = true;
+  }
+  if (!any) return graph;
+  Copier copier(graph);
+  for (size_t i = 0; i < nodes.size(); ++i) {
+    if (!gone[i]) copier.Copy(nodes[i], copier.Inputs(nodes[i]));
+  }
+  return copier.Finish();
+}
+
 // (N), or (1, ..., 1, N) of no higher rank than the product (..., N).
 bool IsVector(const TensorType& type, const Shape& product) {
   const Shape& shape = type.shape;
@@ -137,6 +229,7 @@ int32_t ProductUnderBias(const Graph& graph, const Node& add, const std::vector<
     if (info.kind != ValueKind::kNode || uses[product.id] != 1) continue;
     const Node& node = graph.nodes()[info.index];
     if (node.op->name != "MatMul" || (node.inputs.size() > 2 && node.inputs[2].valid())) continue;
+    if (graph.type(node.inputs[0]).dtype != DType::kF32) continue;
     if (info.type.dtype != DType::kF32 || !IsVector(graph.type(vector), info.type.shape)) continue;
     *bias = vector;
     return info.index;
@@ -180,7 +273,8 @@ absl::StatusOr<Graph> FuseBiases(const Graph& graph) {
 
 absl::StatusOr<Graph> Simplify(const Graph& graph, const Backend& backend) {
   bool lowered = false;
-  TANDEM_ASSIGN_OR_RETURN(Graph result, Sweep(graph, backend, &lowered));
+  TANDEM_ASSIGN_OR_RETURN(Graph result, KeepUnroundedProducts(graph));
+  TANDEM_ASSIGN_OR_RETURN(result, Sweep(result, backend, &lowered));
   for (int rounds = 0; lowered; ++rounds) {
     if (rounds == 8) return Internal("lowering does not end");
     lowered = false;

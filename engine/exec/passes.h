@@ -12,6 +12,10 @@ namespace tandem {
 // to the finished sum, and one pass over memory less. (Convolutions keep an addition apart: where
 // their library adds a bias is its own affair, and bits would depend on what else reads the sum.)
 // Inputs and outputs stay, in order. Errors: an operator with neither kernel nor lowering, named.
+//
+// 16-bit floats: a node that the backend has no bf16 or f16 kernel for computes in f32, and its
+// results are rounded. A matrix product whose only reader makes it f32 is not rounded first
+// (MatMul's `out`), and a cast to f32 and back is none.
 absl::StatusOr<Graph> Simplify(const Graph& graph, const Backend& backend);
 
 }  // namespace tandem

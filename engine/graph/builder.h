@@ -45,6 +45,9 @@ class Builder {
   // 0, 1, 2, ...: a number for each random node, so that no two of one graph share their noise. A
   // lowering must keep its node's number instead: the passes build the graph anew.
   int64_t NextRandomStream() { return random_streams_++; }
+  // The number that comes next; setting it continues where another builder of the same run stopped.
+  int64_t random_streams() const { return random_streams_; }
+  void set_random_streams(int64_t next) { random_streams_ = next; }
 
   // Appends a node. The first form is for operators with one output.
   Value Add(const OpDef& op, std::span<const Value> inputs, Attributes attributes = {});

@@ -42,12 +42,13 @@ Types InferMatMul(const InferArgs& args) {
     TANDEM_RETURN_IF_ERROR(RequireShape(args, 2, "bias", Shape{n}));
   }
   const DType dtype = args.type(0).dtype;
-  if (!args.attributes.Has("out")) return std::vector<TensorType>{{dtype, *std::move(out)}};
-  if (dtype != DType::kBF16 && dtype != DType::kF16) {
-    return InvalidArgument("a is ", args.type(0).ToString(),
-                           "; with an f32 result it must be bf16 ", "or f16");
+  const auto to = static_cast<DType>(args.attributes.Int("out", static_cast<int64_t>(dtype)));
+  const bool half = dtype == DType::kBF16 || dtype == DType::kF16;
+  if (to != dtype && (!half || to != DType::kF32)) {
+    return InvalidArgument("a is ", args.type(0).ToString(), ", its product cannot be ",
+                           DTypeName(to));
   }
-  return std::vector<TensorType>{{DType::kF32, *std::move(out)}};
+  return std::vector<TensorType>{{to, *std::move(out)}};
 }
 
 // Many rows and one matrix, a (..., M, K) x b (K, N): one product of R = ... M rows.
@@ -163,13 +164,7 @@ Value MatMul(Builder& b, Value a, Value x, bool transpose_a, bool transpose_b, V
              std::optional<DType> out) {
   Attributes attributes = {{"transpose_a", int64_t{transpose_a}},
                            {"transpose_b", int64_t{transpose_b}}};
-  if (out.has_value() && b.dtype(a) != *out) {
-    if (*out != DType::kF32) {
-      return b.Fail(InvalidArgument("[MatMul] a result of ", DTypeName(*out), " from ",
-                                    DTypeName(b.dtype(a)), " operands"));
-    }
-    attributes.Set("out", static_cast<int64_t>(*out));
-  }
+  if (out.has_value()) attributes.Set("out", static_cast<int64_t>(*out));
   if (!bias.valid()) return b.Add(kMatMul, {a, x}, std::move(attributes));
   return b.Add(kMatMul, {a, x, bias}, std::move(attributes));
 }

@@ -51,7 +51,8 @@ class PagedGenerator final : public Generator {
       : model_(*model), info_(*model->source().sequence()), options_(options) {
     blocks_per_sequence_ = (info_.max_positions + kPageTokens - 1) / kPageTokens;
     const int64_t page_floats = info_.kv_heads * info_.head_dim * kPageTokens;
-    const int64_t page_bytes = 2 * info_.layers * page_floats * static_cast<int64_t>(sizeof(float));
+    cache_dtype_ = KvCacheDType(info_, model->precision(), model->backend());
+    const int64_t page_bytes = 2 * info_.layers * page_floats * SizeOf(cache_dtype_);
     // Room for one sequence of full length at least, and for no more than can run.
     pages_ =
         std::clamp(options.kv_cache_bytes / page_bytes, blocks_per_sequence_,
@@ -61,8 +62,8 @@ class PagedGenerator final : public Generator {
 
   // The caches' memory.
   absl::Status Allocate() {
-    const TensorType k{DType::kF32, {pages_, info_.kv_heads, info_.head_dim, kPageTokens}};
-    const TensorType v{DType::kF32, {pages_, info_.kv_heads, kPageTokens, info_.head_dim}};
+    const TensorType k{cache_dtype_, {pages_, info_.kv_heads, info_.head_dim, kPageTokens}};
+    const TensorType v{cache_dtype_, {pages_, info_.kv_heads, kPageTokens, info_.head_dim}};
     for (int64_t layer = 0; layer < info_.layers; ++layer) {
       TANDEM_ASSIGN_OR_RETURN(DeviceTensor keys, DeviceTensor::Zeros(model_.backend(), k));
       TANDEM_ASSIGN_OR_RETURN(DeviceTensor values, DeviceTensor::Zeros(model_.backend(), v));
@@ -347,6 +348,7 @@ class PagedGenerator final : public Generator {
   const SequenceModelInfo& info_;
   const Options options_;
   int64_t blocks_per_sequence_ = 0, pages_ = 0, next_id_ = 1;
+  DType cache_dtype_;
   std::vector<DeviceTensor> k_cache_, v_cache_;  // one a layer
   std::vector<int32_t> free_pages_;
   std::deque<std::unique_ptr<Sequence>> waiting_;

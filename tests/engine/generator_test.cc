@@ -47,12 +47,13 @@ uint32_t Bits(float x) {
   return bits;
 }
 
-class BitEqualTest : public testing::TestWithParam<DecoderArchitecture> {};
+class BitEqualTest : public testing::TestWithParam<std::tuple<DecoderArchitecture, Precision>> {};
 
 // Generate (alone; beside others; with the prompt in chunks), Score and the training forward give
 // the same bits.
 TEST_P(BitEqualTest, GenerateScoreAndTrainingAgree) {
-  auto model = MakeModel(TinyConfig(GetParam()));
+  const auto [architecture, precision] = GetParam();
+  auto model = MakeModel(TinyConfig(architecture), 1, precision);
   const std::vector<int32_t> prompt = RandomTokens(45, 61, 3);
   SamplingOptions options;
   options.max_tokens = 50;
@@ -115,8 +116,10 @@ TEST_P(BitEqualTest, GenerateScoreAndTrainingAgree) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Decoders, BitEqualTest,
-                         testing::Values(DecoderArchitecture::kLlama, DecoderArchitecture::kGpt2));
+INSTANTIATE_TEST_SUITE_P(
+    Decoders, BitEqualTest,
+    testing::Combine(testing::Values(DecoderArchitecture::kLlama, DecoderArchitecture::kGpt2),
+                     testing::Values(Precision::kF32, Precision::kBF16, Precision::kF16)));
 
 // Weights that change under a running generation: each token is what Score gives with its weights.
 TEST(GeneratorTest, FollowsTheLiveWeights) {

@@ -38,11 +38,12 @@ inline DecoderConfig TinyConfig(DecoderArchitecture architecture) {
   return c;
 }
 
-inline std::unique_ptr<Model> MakeModel(const DecoderConfig& config, uint64_t seed = 1) {
+inline std::unique_ptr<Model> MakeModel(const DecoderConfig& config, uint64_t seed = 1,
+                                        Precision precision = Precision::kF32) {
   auto source = DecoderSource::Create(config);
   EXPECT_TRUE(source.ok()) << source.status();
   if (!source.ok()) return nullptr;
-  auto model = std::make_unique<Model>("tiny", *source, InitializeParameters(**source, seed));
+  auto model = std::make_unique<Model>("tiny", *source, InitializeParameters(**source, seed), precision);
   const absl::Status moved = model->MoveTo(TestDevice());
   EXPECT_TRUE(moved.ok()) << moved;
   return model;

@@ -132,6 +132,81 @@ TEST_P(OpForward, LoweredMatchesTheReference) {
   }
 }
 
+// With all f32 inputs in 16 bits: rounded once an operator, whatever computes them.
+template <typename Check>
+void InHalf(const OpCase& c, DType dtype, double tolerance, Check check) {
+  std::vector<CaseInput> specs = c.inputs;
+  bool any = false;
+  for (size_t i = 0; i < specs.size(); ++i) {
+    CaseInput& spec = specs[i];
+    const bool cache = c.name.rfind("PagedAttention", 0) == 0 && i >= 6;
+    if (spec.dtype != DType::kF32 || cache) continue;
+    spec.dtype = dtype;
+    any = true;
+  }
+  const std::vector<Tensor> inputs = MakeInputs(specs, c.name);
+  Builder b;
+  const Values outputs = c.build(b, InputValues(b, inputs));
+  if (!any || !b.ok()) return;  // the operator is of f32 alone, or the case has f32 constants
+  check(b.graph());
+  for (Value v : outputs) b.Output(v);
+  const auto results = RunGraph(b, CpuBackend(), inputs);
+  ASSERT_TRUE(results.ok()) << results.status();
+  const Refs expected = Reference(c, inputs);
+  for (size_t i = 0; i < expected.size(); ++i) {
+    if (!IsFloat((*results)[i].dtype())) continue;
+    ExpectClose((*results)[i], expected[i], tolerance + 2 * c.tolerance,
+                absl::StrCat(std::string(DTypeName(dtype)), " output ", i));
+  }
+}
+
+TEST_P(OpForward, MatchesTheReferenceIn16Bits) {
+  const auto nothing = [](const Graph&) {};
+  InHalf(GetParam(), DType::kBF16, 0.03, nothing);
+  InHalf(GetParam(), DType::kF16, 0.004, nothing);
+}
+
+TEST(OpCases, CoverWhatModelsComputeIn16Bits) {
+  std::set<std::string_view> seen;
+  for (const OpCase& c : AllCases()) {
+    InHalf(c, DType::kBF16, INFINITY, [&](const Graph& graph) {
+      for (const Node& node : graph.nodes()) seen.insert(node.op->name);
+    });
+  }
+  for (const std::string_view op : {"MatMul",
+                                    "Conv",
+                                    "ConvInputGrad",
+                                    "ConvWeightGrad",
+                                    "Attention",
+                                    "AttentionGrad",
+                                    "PagedAttention",
+                                    "LayerNorm",
+                                    "LayerNormGrad",
+                                    "RmsNorm",
+                                    "RmsNormGrad",
+                                    "Rope",
+                                    "SwiGlu",
+                                    "SwiGluGrad",
+                                    "GeluTanhGrad",
+                                    "SiluGrad",
+                                    "Softmax",
+                                    "SoftmaxCrossEntropy",
+                                    "Gather",
+                                    "GatherGrad",
+                                    "Add",
+                                    "Mul",
+                                    "Where",
+                                    "MaxPool",
+                                    "AveragePool",
+                                    "Resize",
+                                    "ReduceSum",
+                                    "Concat",
+                                    "Slice",
+                                    "Transpose"}) {
+    EXPECT_TRUE(seen.contains(op)) << op;
+  }
+}
+
 TEST_P(OpForward, SameBitsInSharedMemoryAndOnManyThreads) {
   const OpCase& c = GetParam();
   const std::vector<Tensor> inputs = MakeInputs(c.inputs, c.name);

@@ -146,13 +146,7 @@ const std::vector<ErrorCase>& Cases() {
       {"[OptimizerControl] hyper is f64(9), expected shape (10)",
        {Of(DType::kF64, {}), Of(DType::kF64, {9}), Of(DType::kF64, {4})},
        [](Builder& b, V x) { ops::OptimizerControl(b, x[0], x[1], x[2]); }},
-      {"[MatMul] a is f32(2,3); with an f32 result it must be bf16 or f16",
-       {F32({2, 3}), F32({3, 4})},
-       [](Builder& b, V x) {
-         b.Add(*FindOp("MatMul"), {x[0], x[1]},
-               {{"transpose_a", int64_t{0}}, {"transpose_b", int64_t{0}}, {"out", int64_t{0}}});
-       }},
-      {"[MatMul] a result of f16 from f32 operands",
+      {"[MatMul] a is f32(2,3), its product cannot be f16",
        {F32({2, 3}), F32({3, 4})},
        [](Builder& b, V x) { ops::MatMul(b, x[0], x[1], false, false, {}, DType::kF16); }},
   };
@@ -172,11 +166,25 @@ TEST(OpErrors, SayWhatIsWrong) {
 
 TEST(OpErrors, NameTheDTypeThatTheCpuLacks) {
   Builder b;
-  b.Output(ops::Softmax(b, b.Input("x", {DType::kBF16, Shape{2, 3}})));
+  b.Output(ops::Softmax(b, b.Input("x", {DType::kF64, Shape{2, 3}})));
   const auto plan = Plan::Compile(*b.Finish(), CpuBackend());
   EXPECT_EQ(plan.status().code(), absl::StatusCode::kUnimplemented);
   EXPECT_THAT(std::string(plan.status().message()), HasSubstr("[Softmax]"));
-  EXPECT_THAT(std::string(plan.status().message()), HasSubstr("bf16"));
+  EXPECT_THAT(std::string(plan.status().message()), HasSubstr("f64"));
+}
+
+// The caches are written in place: copies of another type may not stand for them.
+TEST(OpErrors, CachesOfADTypeThatTheCpuLacksAreNamed) {
+  Builder b;
+  const auto input = [&](DType dtype, Shape shape) { return b.Input("x", {dtype, shape}); };
+  const Value q = input(DType::kBF16, {4, 1, 8}), start = input(DType::kI32, {2});
+  const Value past = input(DType::kI32, {1}), table = input(DType::kI32, {1, 2});
+  const Value k_cache = input(DType::kBF16, {3, 1, 8, 32});
+  const Value v_cache = input(DType::kBF16, {3, 1, 32, 8});
+  b.Output(ops::PagedAttention(b, q, q, q, start, past, table, k_cache, v_cache, 1));
+  const auto plan = Plan::Compile(*b.Finish(), CpuBackend());
+  EXPECT_EQ(plan.status().code(), absl::StatusCode::kUnimplemented);
+  EXPECT_THAT(std::string(plan.status().message()), HasSubstr("[PagedAttention] bf16 caches"));
 }
 
 TEST(OpErrors, NameTheOperatorWithoutGradient) {

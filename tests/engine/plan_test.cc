@@ -52,11 +52,8 @@ Tensor RandomTensor(Shape shape, uint32_t seed) {
 
 // MaxPool's places take memory only where somebody reads them.
 TEST(PlanTest, OutputsThatNobodyReadsTakeNoMemory) {
-  const ops::PoolOptions options{.kernel = {3},
-                                 .strides = {1},
-                                 .pads_begin = {0},
-                                 .pads_end = {0},
-                                 .dilations = {1}};
+  const ops::PoolOptions options{
+      .kernel = {3}, .strides = {1}, .pads_begin = {0}, .pads_end = {0}, .dilations = {1}};
   const auto arena_bytes = [&](bool with_places) -> int64_t {
     Builder b;
     const auto pooled = ops::MaxPool(b, b.Input("x", {DType::kF32, {1, 1, 1 << 20}}), options);

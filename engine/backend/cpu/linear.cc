@@ -79,7 +79,7 @@ absl::StatusOr<BoundKernel> BindGemm(const KernelSpec& spec) {
 // Other types: one plain loop an output element; for shape arithmetic and small models.
 template <typename T>
 BoundKernel BindPlain(const KernelSpec& spec) {
-  using Sum = std::conditional_t<std::is_integral_v<T>, uint64_t, decltype(Widen(T{}))>;
+  using Sum = std::conditional_t<std::is_integral_v<T>, uint64_t, T>;
   Sizes sizes(spec);
   const bool bias = spec.has(2);
   // Element (i, j) of op(A) is at i * a_row + j * a_col.
@@ -95,11 +95,11 @@ BoundKernel BindPlain(const KernelSpec& spec) {
           for (int64_t j = 0; j < n; ++j) {
             Sum sum = 0;
             for (int64_t l = 0; l < k; ++l) {
-              sum += static_cast<Sum>(Widen(a[i * a_row + l * a_col])) *
-                     static_cast<Sum>(Widen(b[l * b_row + j * b_col]));
+              sum += static_cast<Sum>(a[i * a_row + l * a_col]) *
+                     static_cast<Sum>(b[l * b_row + j * b_col]);
             }
-            if (bias) sum += static_cast<Sum>(Widen(args.in<T>(2)[j]));
-            out[i * n + j] = Narrow<T>(sum);
+            if (bias) sum += static_cast<Sum>(args.in<T>(2)[j]);
+            out[i * n + j] = static_cast<T>(sum);
           }
         }
       });
@@ -114,10 +114,6 @@ absl::StatusOr<BoundKernel> BindMatMul(const KernelSpec& spec) {
       return BindGemm(spec);
     case DType::kF64:
       return BindPlain<double>(spec);
-    case DType::kBF16:
-      return BindPlain<BF16>(spec);
-    case DType::kF16:
-      return BindPlain<F16>(spec);
     case DType::kI32:
       return BindPlain<int32_t>(spec);
     case DType::kI64:
