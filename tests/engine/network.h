@@ -105,17 +105,22 @@ class Network final : public GraphSource {
   int32_t next_ = 0;
 };
 
-inline std::unique_ptr<Model> Make(Shape input, Network::Body body) {
-  auto source = std::make_shared<Network>(std::move(input), std::move(body));
-  ParameterStore store(source->parameters());
-  for (size_t i = 0; i < source->parameters().size(); ++i) {
+inline ParameterStore PositiveWeights(const GraphSource& source) {
+  ParameterStore store(source.parameters());
+  for (size_t i = 0; i < source.parameters().size(); ++i) {
     uint64_t at = 0;
-    const Shape& shape = source->parameters()[i].shape;
+    const Shape& shape = source.parameters()[i].shape;
     const auto fan_in = static_cast<float>(shape.Count(1, shape.rank()));
     for (float& x : store.values(static_cast<int>(i))) {
       x = (0.1f + Philox::Uniform(Philox::Block(7, i, at++)[0])) / fan_in;
     }
   }
+  return store;
+}
+
+inline std::unique_ptr<Model> Make(Shape input, Network::Body body) {
+  auto source = std::make_shared<Network>(std::move(input), std::move(body));
+  ParameterStore store = PositiveWeights(*source);
   return std::make_unique<Model>("m", std::move(source), std::move(store));
 }
 

@@ -298,6 +298,82 @@ TEST(TrainerTest, WeightDecayLeavesOutRolesAndNamesOnRequest) {
   EXPECT_NE(std::string(status.message()).find("absent*"), std::string::npos) << status;
 }
 
+// torch.optim.SGD, step by step in double, from the trainer's own gradients.
+TEST(TrainerTest, SgdFollowsPyTorchsFormulas) {
+  struct Given {
+    double momentum, weight_decay;
+    bool nesterov;
+  };
+  for (const Given& given :
+       {Given{0, 0, false}, Given{0.9, 0, false}, Given{0.9, 0.1, false}, Given{0.8, 0.1, true}}) {
+    auto model = MakeModel(TinyConfig(DecoderArchitecture::kGpt2));
+    OptimizerOptions options;
+    options.kind = OptimizerKind::kSgd;
+    options.learning_rate = 0.05;
+    options.momentum = given.momentum;
+    options.nesterov = given.nesterov;
+    options.weight_decay = given.weight_decay;
+    options.decay_vectors = true;
+    auto trainer = Trainer::Create(model.get(), {}, options, {});
+    ASSERT_TRUE(trainer.ok()) << trainer.status();
+    const Batch batch =
+        TokenBatch({{.tokens = RandomTokens(20, 61, 1), .targets = {}, .weights = {}}});
+    const std::span<const float> values = std::as_const(*model).parameters().values(0);
+    std::vector<double> p(values.begin(), values.end()), buffer(p.size());
+    for (int step = 0; step < 3; ++step) {
+      ASSERT_TRUE((*trainer)->ForwardBackward(batch).ok());
+      for (size_t i = 0; i < p.size(); ++i) {
+        const double g = (*trainer)->gradient(0)[i] + given.weight_decay * p[i];
+        buffer[i] = step == 0 ? g : given.momentum * buffer[i] + g;
+        p[i] -= 0.05 * (given.nesterov        ? g + given.momentum * buffer[i]
+                        : given.momentum != 0 ? buffer[i]
+                                              : g);
+      }
+      ASSERT_TRUE((*trainer)->OptimStep().ok());
+    }
+    double difference = 0;
+    for (size_t i = 0; i < p.size(); ++i) {
+      difference = std::max(difference, std::abs(p[i] - values[i]));
+    }
+    EXPECT_LT(difference, 1e-6) << given.momentum << " " << given.weight_decay;
+  }
+}
+
+TEST(TrainerTest, SgdKeepsOneMomentNotTwo) {
+  auto model = MakeModel(TinyConfig(DecoderArchitecture::kGpt2));
+  OptimizerOptions options;
+  const auto bytes = [&] {
+    return (*Trainer::Create(model.get(), {}, options, {}))->state_bytes();
+  };
+  const int64_t adam = bytes();
+  options.kind = OptimizerKind::kSgd;
+  EXPECT_EQ(adam - bytes(), model->parameters().flat_size() * 4);
+}
+
+TEST(TrainerTest, NesterovMayChangeDuringTrainingTheKindMayNot) {
+  std::vector<float> after[2];
+  for (int changed = 0; changed < 2; ++changed) {
+    auto model = MakeModel(TinyConfig(DecoderArchitecture::kGpt2));
+    OptimizerOptions options;
+    options.kind = OptimizerKind::kSgd;
+    options.momentum = 0.9;
+    options.nesterov = changed == 0;
+    auto trainer = Trainer::Create(model.get(), {}, options, {});
+    ASSERT_TRUE(trainer.ok()) << trainer.status();
+    options.nesterov = true;
+    ASSERT_TRUE((*trainer)->SetOptimizer(options).ok());
+    const Batch batch =
+        TokenBatch({{.tokens = RandomTokens(20, 61, 1), .targets = {}, .weights = {}}});
+    ASSERT_TRUE((*trainer)->ForwardBackward(batch).ok());
+    ASSERT_TRUE((*trainer)->OptimStep().ok());
+    const float* flat = model->parameters().flat();
+    after[changed].assign(flat, flat + model->parameters().flat_size());
+    options.kind = OptimizerKind::kAdam;
+    EXPECT_EQ((*trainer)->SetOptimizer(options).code(), absl::StatusCode::kInvalidArgument);
+  }
+  EXPECT_EQ(after[0], after[1]);
+}
+
 TEST(TrainerTest, WeightDecayMayChangeDuringTraining) {
   auto model = MakeModel(TinyConfig(DecoderArchitecture::kGpt2));
   auto trainer = Trainer::Create(model.get(), {}, {}, {});
@@ -326,6 +402,9 @@ TEST(OptimizerOptionsTest, ValidateNamesTheField) {
   expect([](auto& o) { o.beta2 = INFINITY; }, "beta2");
   expect([](auto& o) { o.epsilon = 0; }, "epsilon");
   expect([](auto& o) { o.weight_decay = -0.1; }, "weight_decay");
+  expect([](auto& o) { o.momentum = 1; }, "momentum");
+  expect([](auto& o) { o.momentum = NAN; }, "momentum");
+  expect([](auto& o) { o.nesterov = true; }, "nesterov");
   expect([](auto& o) { o.max_grad_norm = NAN; }, "max_grad_norm");
 }
 
