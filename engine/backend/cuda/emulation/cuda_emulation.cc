@@ -279,6 +279,43 @@ void WarpgroupMeet(const std::function<void()>& work) {
             "the other threads of its warpgroup");
 }
 
+void CopyAsync(void* to, const void* from, int size, int bytes) {
+  const auto misaligned = [size](const void* p) {
+    return reinterpret_cast<uintptr_t>(p) % static_cast<uintptr_t>(size) != 0;
+  };
+  if (misaligned(to) || misaligned(from)) Fatal("a misaligned cp.async");
+  if (bytes < 0 || bytes > size) Fatal("a cp.async of more bytes than its size");
+  std::memset(to, 0xff, static_cast<size_t>(size));
+  current->copies.push_back({to, from, size, bytes, current->copy_groups});
+}
+
+void CommitCopies() { ++current->copy_groups; }
+
+void WaitCopies(int64_t pending_groups) {
+  const int64_t done = current->copy_groups - pending_groups;
+  std::erase_if(current->copies, [done](const AsyncCopy& copy) {
+    if (copy.group >= done) return false;
+    const auto bytes = static_cast<size_t>(copy.bytes);
+    if (bytes > 0) std::memcpy(copy.to, copy.from, bytes);
+    std::memset(static_cast<char*>(copy.to) + bytes, 0, static_cast<size_t>(copy.size) - bytes);
+    return true;
+  });
+}
+
+void LoadMatrix4(unsigned (&r)[4], const void* row, bool transposed) {
+  if (reinterpret_cast<uintptr_t>(row) % 16 != 0) Fatal("a misaligned ldmatrix");
+  const unsigned char* all = WarpExchange(row, 16);
+  const int g = Lane() / 4, t = Lane() % 4;
+  for (int i = 0; i < 4; ++i) {
+    uint16_t half[2];
+    for (int j = 0; j < 2; ++j) {
+      const int at_row = transposed ? 2 * t + j : g, column = transposed ? g : 2 * t + j;
+      std::memcpy(&half[j], all + 64 * (8 * i + at_row) + 2 * column, 2);
+    }
+    r[i] = half[0] | static_cast<unsigned>(half[1]) << 16;
+  }
+}
+
 char* SharedMemory() { return block().shared; }
 size_t SharedMemoryBytes() { return block().shared_bytes; }
 

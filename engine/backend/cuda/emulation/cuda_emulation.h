@@ -23,6 +23,7 @@
 #include <tuple>
 #include <type_traits>
 #include <utility>
+#include <vector>
 
 using cudaError_t = int;
 
@@ -35,7 +36,7 @@ using cudaError_t = int;
 #define __noinline__
 #define __launch_bounds__(...)
 #define __grid_constant__
-#define __align__(n) alignas(n)
+#define __align__(n) __attribute__((aligned(n)))
 
 struct uint3 {
   unsigned x, y, z;
@@ -63,11 +64,21 @@ inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z,
 
 namespace tandem::cuda::emulation {
 
+// A copy that has been asked for and not waited for.
+struct AsyncCopy {
+  void* to;
+  const void* from;
+  int size, bytes;  // the first `bytes` of `size` are read, the rest become 0
+  int64_t group;
+};
+
 // What the running fiber sees.
 struct ThreadState {
   uint3 thread{}, block{};
   dim3 block_dim, grid_dim;
   int linear = 0;  // x + y * block_dim.x + z * block_dim.x * block_dim.y
+  std::vector<AsyncCopy> copies{};
+  int64_t copy_groups = 0;  // committed
 };
 extern ThreadState* current;
 
@@ -91,6 +102,14 @@ void WarpgroupMeet(const std::function<void()>& work);
 char* SharedMemory();  // of the block, 1024-byte aligned
 size_t SharedMemoryBytes();
 [[noreturn]] void Fatal(const char* what);
+
+// cp.async of ../kernels/ptx.h. The destination is poisoned at once and written at the wait, so
+// that neither a reader before it nor one that still needs the old values goes unseen.
+void CopyAsync(void* to, const void* from, int size, int bytes);
+void CommitCopies();
+void WaitCopies(int64_t pending_groups);
+// ldmatrix.x4; `row` is this lane's.
+void LoadMatrix4(unsigned (&r)[4], const void* row, bool transposed);
 
 // Runs the kernel now, or records it under capture.
 cudaError_t SubmitKernel(dim3 grid, dim3 block, size_t shared_bytes, std::function<void()> body);
