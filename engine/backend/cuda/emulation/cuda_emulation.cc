@@ -397,6 +397,18 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int) {
                  .multiProcessorCount = 4};
   return cudaSuccess;
 }
+cudaError_t cudaGetDevice(int* device) {
+  *device = 0;
+  return cudaSuccess;
+}
+cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device) {
+  cudaDeviceProp properties;
+  cudaGetDeviceProperties(&properties, device);
+  *value = attribute == cudaDevAttrMultiProcessorCount      ? properties.multiProcessorCount
+           : attribute == cudaDevAttrComputeCapabilityMajor ? properties.major
+                                                            : properties.minor;
+  return cudaSuccess;
+}
 cudaError_t cudaMemGetInfo(size_t* available, size_t* total) {
   const std::lock_guard<std::recursive_mutex> lock(emulation::device().mutex);
   *total = emulation::device().total;
