@@ -284,6 +284,99 @@ TEST(MatMulF32Test, Epilogues) {
   Check<float>({.m = 7, .n = 130, .k = 20, .pad = 1, .dual = true});
 }
 
+template <typename T>
+void CheckHalf() {
+  for (const bool ta : {false, true}) {
+    for (const bool tb : {false, true}) {
+      // Large tiles, whole and ragged; small ones; few rows; what no 16-byte access can read.
+      Check<T>({.m = 256, .n = 256, .k = 64, .transpose_a = ta, .transpose_b = tb});
+      Check<T>({.m = 264, .n = 264, .k = 72, .transpose_a = ta, .transpose_b = tb, .bias = true});
+      Check<T>({.m = 65, .n = 67, .k = 39, .batch = 3, .transpose_a = ta, .transpose_b = tb});
+      Check<T>({.m = 1, .n = 136, .k = 200, .transpose_a = ta, .transpose_b = tb, .pad = 8});
+      Check<T>({.m = 3,
+                .n = 5,
+                .k = 7,
+                .batch = 2,
+                .transpose_a = ta,
+                .transpose_b = tb,
+                .pad = 1,
+                .offset = 1});
+      Check<T>({.m = 1, .n = 1, .k = 1, .transpose_a = ta, .transpose_b = tb});
+      Check<T, float>({.m = 40,
+                       .n = 72,
+                       .k = 56,
+                       .batch = 2,
+                       .transpose_a = ta,
+                       .transpose_b = tb,
+                       .share_a = true,
+                       .residual = true});
+      Check<T, float>({.m = 20,
+                       .n = 24,
+                       .k = 320,
+                       .batch = 2,
+                       .transpose_a = ta,
+                       .transpose_b = tb,
+                       .share_b = true,
+                       .bias = true});
+    }
+  }
+  Check<T>({.m = 3, .n = 5, .k = 0, .bias = true});
+}
+
+TEST_P(MatMulTest, BF16) { CheckHalf<BF16>(); }
+TEST_P(MatMulTest, F16) { CheckHalf<F16>(); }
+
+TEST_P(MatMulTest, Epilogues) {
+  for (int activation = 0; activation <= TANDEM_CUDA_ACTIVATION_GELU_TANH; ++activation) {
+    Check<BF16>(
+        {.m = 17, .n = 72, .k = 40, .bias = true, .residual = true, .activation = activation});
+  }
+  for (const bool tb : {false, true}) {
+    Check<BF16>(
+        {.m = 66, .n = 72, .k = 40, .batch = 2, .transpose_b = tb, .residual = true, .dual = true});
+    Check<F16, float>({.m = 7, .n = 130, .k = 20, .transpose_b = tb, .pad = 1, .dual = true});
+  }
+  Check<BF16>({.m = 10, .n = 24, .k = 40, .transpose_a = true, .dual = true});
+}
+
+// Rows of one product, computed alone, in part, and at other places, are the same bits.
+template <typename T>
+void CheckInvariance(bool transpose_b, int64_t n, bool dual) {
+  const Case whole{.m = 200,
+                   .n = n,
+                   .k = 120,
+                   .transpose_b = transpose_b,
+                   .bias = !dual,
+                   .dual = dual,
+                   .activation = TANDEM_CUDA_ACTIVATION_GELU};
+  const Operands<T, T> x(whole);
+  const std::vector<T> out = x.Run();
+  for (const int64_t rows : {1, 3, 64, 65, 150}) {
+    for (const int64_t first : {int64_t{0}, int64_t{37}}) {
+      Operands<T, T> part = x;
+      part.c.m = rows;
+      part.size_a = rows * part.lda;
+      part.size_out = rows * part.ld_out;
+      part.a.assign(x.a.begin() + first * x.lda, x.a.begin() + (first + rows) * x.lda);
+      const std::vector<T> got = part.Run();
+      for (int64_t i = 0; i < rows * n; ++i) {
+        ASSERT_EQ(AsDouble(got[i]), AsDouble(out[first * n + i])) << rows << " rows at " << first;
+      }
+    }
+  }
+}
+
+TEST_P(MatMulTest, BitsOfARowDependOnNothingElse) {
+  for (const bool tb : {false, true}) {
+    CheckInvariance<BF16>(tb, 136, false);
+    CheckInvariance<BF16>(tb, 40, true);
+    CheckInvariance<F16>(tb, 51, false);
+    CheckInvariance<float>(tb, 70, false);
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Capabilities, MatMulTest, ::testing::Values(80, 90));
+
 TEST(MatMulPlainTest, OtherTypes) {
   Check<double>({.m = 5, .n = 7, .k = 9, .batch = 2, .transpose_a = true, .bias = true});
   const Case c{.m = 4, .n = 6, .k = 5, .transpose_b = true, .pad = 2};

@@ -105,6 +105,8 @@ __device__ __forceinline__ void Finish(const MatMulParams& p, int64_t at, int64_
 
 // The families of kernels, a file each. All take params that tandem_cuda_matmul has checked.
 cudaError_t MatMulF32(const MatMulParams& p, int multiprocessors, cudaStream_t stream);
+cudaError_t MatMulMmaBf16(const MatMulParams& p, int multiprocessors, cudaStream_t stream);
+cudaError_t MatMulMmaF16(const MatMulParams& p, int multiprocessors, cudaStream_t stream);
 cudaError_t MatMulPlain(const MatMulParams& p, cudaStream_t stream);
 
 }  // namespace tandem::cuda
