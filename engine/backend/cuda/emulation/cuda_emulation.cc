@@ -319,6 +319,20 @@ void LoadMatrix4(unsigned (&r)[4], const void* row, bool transposed) {
 char* SharedMemory() { return block().shared; }
 size_t SharedMemoryBytes() { return block().shared_bytes; }
 
+unsigned SharedOffset(const void* pointer) {
+  const auto offset =
+      reinterpret_cast<uintptr_t>(pointer) - reinterpret_cast<uintptr_t>(SharedMemory());
+  if (offset >= SharedMemoryBytes()) Fatal("an address outside the dynamic shared memory");
+  return static_cast<unsigned>(offset);
+}
+
+static std::vector<void (*)()>& BlockEndChecks() {
+  static auto* const checks = new std::vector<void (*)()>;
+  return *checks;
+}
+
+void AtBlockEnd(void (*check)()) { BlockEndChecks().push_back(check); }
+
 static void RunKernel(dim3 grid, dim3 block_dim, size_t shared_bytes,
                       const std::function<void()>& body) {
   Block& b = block();
@@ -358,6 +372,7 @@ static void RunKernel(dim3 grid, dim3 block_dim, size_t shared_bytes,
         }
         b.alive = threads;
         RunBlock();
+        for (void (*const check)() : BlockEndChecks()) check();
       }
     }
   }

@@ -101,6 +101,10 @@ const unsigned char* WarpExchange(const void* value, size_t bytes);
 void WarpgroupMeet(const std::function<void()>& work);
 char* SharedMemory();  // of the block, 1024-byte aligned
 size_t SharedMemoryBytes();
+// Of a pointer into the block's dynamic shared memory; aborts for any other.
+unsigned SharedOffset(const void* pointer);
+// `check` runs after every block: for work that must not outlast it.
+void AtBlockEnd(void (*check)());
 [[noreturn]] void Fatal(const char* what);
 
 // cp.async of ../kernels/ptx.h. The destination is poisoned at once and written at the wait, so

@@ -35,6 +35,15 @@ __device__ __forceinline__ char* DynamicShared() {
 #endif
 }
 
+// The address of shared memory as PTX counts it; under emulation, the offset in the dynamic part.
+__device__ __forceinline__ unsigned SharedAddress(const void* pointer) {
+#ifdef __CUDACC__
+  return static_cast<unsigned>(__cvta_generic_to_shared(pointer));
+#else
+  return emulation::SharedOffset(pointer);
+#endif
+}
+
 // Launches kernel<<<grid, block, shared_bytes, stream>>>(arguments...); nothing when the grid is
 // empty. More than 48 KiB of shared memory is asked for here.
 template <typename... Parameters, typename... Arguments>
