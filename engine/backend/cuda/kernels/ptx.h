@@ -16,12 +16,6 @@
 
 namespace tandem::cuda {
 
-#ifdef __CUDACC__
-__device__ __forceinline__ unsigned SharedAddress(const void* shared) {
-  return static_cast<unsigned>(__cvta_generic_to_shared(shared));
-}
-#endif
-
 // --- cp.async: global to shared memory without registers ---------------------------------------
 
 // Starts copying 16 bytes, of which only the first `bytes` are read and the rest become 0; both
