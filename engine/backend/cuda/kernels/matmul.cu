@@ -9,18 +9,24 @@ int tandem_cuda_matmul(const struct tandem_cuda_matmul_params* params, tandem_cu
   if (p.out_dtype != p.dtype && !(half && p.out_dtype == TANDEM_CUDA_F32)) {
     return TANDEM_CUDA_UNSUPPORTED;
   }
-  int device = 0, multiprocessors = 0;
+  if (p.b2 != nullptr && (p.bias != nullptr || p.activation != 0 || p.transpose_a != 0)) {
+    return TANDEM_CUDA_UNSUPPORTED;
+  }
+  int device = 0, capability = 0, multiprocessors = 0;
   cudaError_t error = cudaGetDevice(&device);
   if (error != cudaSuccess) return error;
   error = cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
   if (error != cudaSuccess) return error;
+  error = cudaDeviceGetAttribute(&capability, cudaDevAttrComputeCapabilityMajor, device);
+  if (error != cudaSuccess) return error;
+  const bool hopper = capability == 9;
   switch (p.dtype) {
     case TANDEM_CUDA_F32:
       return MatMulF32(p, multiprocessors, s);
     case TANDEM_CUDA_BF16:
-      return MatMulMmaBf16(p, multiprocessors, s);
+      return hopper ? MatMulWgmmaBf16(p, multiprocessors, s) : MatMulMmaBf16(p, multiprocessors, s);
     case TANDEM_CUDA_F16:
-      return MatMulMmaF16(p, multiprocessors, s);
+      return hopper ? MatMulWgmmaF16(p, multiprocessors, s) : MatMulMmaF16(p, multiprocessors, s);
     default:
       break;
   }

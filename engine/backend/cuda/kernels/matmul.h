@@ -18,8 +18,8 @@ enum tandem_cuda_activation {
  *
  * Row-major; leading dimensions and batch strides count elements, a batch stride of 0 shares the
  * operand. With transpose_a, a is (batch, k, m); with transpose_b, b and b2 are (batch, n, k).
- * bias, residual and b2 may be null; b2 goes without bias and activation. residual has the strides
- * of out and may be out; nothing else overlaps out.
+ * bias, residual and b2 may be null; b2 goes without bias, activation and transpose_a. residual has
+ * the strides of out and may be out; nothing else overlaps out.
  *
  * Types (dtype: a, b, b2, bias; out_dtype: out, residual):
  *   f32 -> f32: each element is one chain of fused multiply-adds over k = 0 .. k-1 from +0, then

@@ -188,14 +188,14 @@ struct F32Tile {
 #pragma unroll
       for (int j = 0; j < kColumns; j += ColumnLines::kVector) {
         constexpr int kVector = ColumnLines::kVector;
-        float v[kVector], v2[kVector];
+        float x[kVector];
 #pragma unroll
         for (int l = 0; l < kVector; ++l) {
-          v[l] = sums[0][i][j + l];
-          v2[l] = sums[kProducts - 1][i][j + l];
+          x[l] = sums[0][i][j + l];
+          if constexpr (kDual) x[l] = Silu(x[l]) * sums[1][i][j + l];
         }
         const int64_t n = n0 + ColumnLines::At(column, j);
-        Finish<float, kVector>(p, at, n, Clamp(p.n - n, kVector), v, v2);
+        Finish<float, kVector>(p, at, n, Clamp(p.n - n, kVector), x);
       }
     }
     __syncthreads();  // the next tile stores into the first buffer

@@ -194,10 +194,12 @@ __global__ void __launch_bounds__(S::kThreads, 1) MmaKernel(const MatMulParams p
 #pragma unroll
         for (int j = 0; j < 2 * kFragmentsN; ++j) {
           const int64_t n = n0 + warp_n + j * 8 + lane % 4 * 2;
-          const float v[2] = {sums[0][i][j][2 * half], sums[0][i][j][2 * half + 1]};
-          const float v2[2] = {sums[kProducts - 1][i][j][2 * half],
-                               sums[kProducts - 1][i][j][2 * half + 1]};
-          Finish<T, 2>(p, at, n, Clamp(p.n - n, 2), v, v2);
+          float x[2] = {sums[0][i][j][2 * half], sums[0][i][j][2 * half + 1]};
+          if constexpr (S::kDual) {
+            x[0] = Silu(x[0]) * sums[1][i][j][2 * half];
+            x[1] = Silu(x[1]) * sums[1][i][j][2 * half + 1];
+          }
+          Finish<T, 2>(p, at, n, Clamp(p.n - n, 2), x);
         }
       }
     }
@@ -212,6 +214,7 @@ cudaError_t LaunchMma(const MatMulParams& p, cudaStream_t stream) {
     return Launch(kernel, blocks, S::kThreads, S::kSharedBytes, stream, p);
   };
   if (p.transpose_a != 0) {
+    if constexpr (S::kDual) return static_cast<cudaError_t>(TANDEM_CUDA_UNSUPPORTED);
     return p.transpose_b != 0 ? launch(MmaKernel<T, S, true, true>)
                               : launch(MmaKernel<T, S, true, false>);
   }

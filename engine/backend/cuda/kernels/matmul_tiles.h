@@ -59,54 +59,81 @@ __device__ __forceinline__ float Activate(int activation, float x) {
   }
 }
 
-// Columns [column, column + count) of one row of one product, count <= N: v holds the sums on entry
-// (and v2 those of b2). `at` is the row's offset in out. T: the operands' type.
-template <typename T, typename Out, int N>
-__device__ __forceinline__ void FinishAs(const MatMulParams& p, int64_t at, int64_t column,
-                                         int count, const float (&v)[N], const float (&v2)[N]) {
-  const T* bias = static_cast<const T*>(p.bias);
-  const Out* residual = static_cast<const Out*>(p.residual);
-  Out* out = static_cast<Out*>(p.out) + at + column;
-  struct __align__(N * sizeof(Out)) Vector {
-    Out v[N];
+// N neighbours in memory, moved at once where that is aligned.
+template <typename T, int N>
+struct __align__(N * sizeof(T)) Vector {
+  T v[N];
+
+  __device__ __forceinline__ static bool Aligned(const T* p) {
+    return reinterpret_cast<uintptr_t>(p) % sizeof(Vector) == 0;
   }
-  vector;
-#pragma unroll
-  for (int j = 0; j < N; ++j) {
-    if (j >= count) break;
-    float x = v[j];
-    if (p.b2 != nullptr) {
-      x = Silu(x) * v2[j];
-    } else {
-      if (bias != nullptr) x = x + ToFloat(bias[column + j]);
-      x = Activate(p.activation, x);
+  // The first `count` of them.
+  __device__ __forceinline__ void Read(const T* p, int count) {
+    if (count == N && Aligned(p)) {
+      *this = *reinterpret_cast<const Vector*>(p);
+      return;
     }
-    if (residual != nullptr) x = x + ToFloat(residual[at + column + j]);
-    vector.v[j] = FromFloat<Out>(x);
+#pragma unroll
+    for (int j = 0; j < N; ++j) v[j] = j < count ? p[j] : T{};
   }
-  if (count == N && reinterpret_cast<uintptr_t>(out) % sizeof(Vector) == 0) {
-    *reinterpret_cast<Vector*>(out) = vector;
-  } else {
+  __device__ __forceinline__ void Write(T * p, int count) const {
+    if (count == N && Aligned(p)) {
+      *reinterpret_cast<Vector*>(p) = *this;
+      return;
+    }
 #pragma unroll
     for (int j = 0; j < N; ++j) {
-      if (j < count) out[j] = vector.v[j];
+      if (j < count) p[j] = v[j];
     }
   }
+};
+
+// Adds the residual and writes columns [column, column + count) of one row of one product, count <=
+// N. `at` is the row's offset in out.
+template <typename Out, int N>
+__device__ __forceinline__ void StoreAs(const MatMulParams& p, int64_t at, int64_t column,
+                                        int count, float (&x)[N]) {
+  Vector<Out, N> out;
+  if (p.residual != nullptr) {
+    out.Read(static_cast<const Out*>(p.residual) + at + column, count);
+#pragma unroll
+    for (int j = 0; j < N; ++j) x[j] = x[j] + ToFloat(out.v[j]);
+  }
+#pragma unroll
+  for (int j = 0; j < N; ++j) out.v[j] = FromFloat<Out>(x[j]);
+  out.Write(static_cast<Out*>(p.out) + at + column, count);
 }
 
+// The same by out's type, which is T, the operands', or f32.
+template <typename T, int N>
+__device__ __forceinline__ void Store(const MatMulParams& p, int64_t at, int64_t column, int count,
+                                      float (&x)[N]) {
+  if constexpr (!std::is_same_v<T, float>) {
+    if (p.out_dtype != TANDEM_CUDA_F32) return StoreAs<T, N>(p, at, column, count, x);
+  }
+  StoreAs<float, N>(p, at, column, count, x);
+}
+
+// The whole epilogue of the sums x (SwiGLU's already are silu(a b) * (a b2)).
 template <typename T, int N>
 __device__ __forceinline__ void Finish(const MatMulParams& p, int64_t at, int64_t column, int count,
-                                       const float (&v)[N], const float (&v2)[N]) {
-  if constexpr (!std::is_same_v<T, float>) {
-    if (p.out_dtype != TANDEM_CUDA_F32) return FinishAs<T, T, N>(p, at, column, count, v, v2);
+                                       float (&x)[N]) {
+#pragma unroll
+  for (int j = 0; j < N; ++j) {
+    if (p.bias != nullptr && j < count) {
+      x[j] = x[j] + ToFloat(static_cast<const T*>(p.bias)[column + j]);
+    }
+    x[j] = Activate(p.activation, x[j]);
   }
-  FinishAs<T, float, N>(p, at, column, count, v, v2);
+  Store<T, N>(p, at, column, count, x);
 }
 
 // The families of kernels, a file each. All take params that tandem_cuda_matmul has checked.
 cudaError_t MatMulF32(const MatMulParams& p, int multiprocessors, cudaStream_t stream);
 cudaError_t MatMulMmaBf16(const MatMulParams& p, int multiprocessors, cudaStream_t stream);
 cudaError_t MatMulMmaF16(const MatMulParams& p, int multiprocessors, cudaStream_t stream);
+cudaError_t MatMulWgmmaBf16(const MatMulParams& p, int multiprocessors, cudaStream_t stream);
+cudaError_t MatMulWgmmaF16(const MatMulParams& p, int multiprocessors, cudaStream_t stream);
 cudaError_t MatMulPlain(const MatMulParams& p, cudaStream_t stream);
 
 }  // namespace tandem::cuda

@@ -1,0 +1,9 @@
+#include "engine/backend/cuda/kernels/matmul_wgmma.h"
+
+namespace tandem::cuda {
+
+cudaError_t MatMulWgmmaF16(const MatMulParams& p, int multiprocessors, cudaStream_t stream) {
+  return MatMulWgmma<F16>(p, multiprocessors, stream);
+}
+
+}  // namespace tandem::cuda
