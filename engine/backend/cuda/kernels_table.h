@@ -9,8 +9,11 @@
 // clang-format off
 #define TANDEM_CUDA_ELEMENTWISE_KERNELS(OP) \
   OP(Neg)
-#define TANDEM_CUDA_KERNELS(OP) \
-  TANDEM_CUDA_ELEMENTWISE_KERNELS(OP)
+#define TANDEM_CUDA_NORMALIZATION_KERNELS(OP) \
+  OP(LayerNorm) OP(LayerNormGrad) OP(RmsNorm) OP(RmsNormGrad)
+#define TANDEM_CUDA_KERNELS(OP)       \
+  TANDEM_CUDA_ELEMENTWISE_KERNELS(OP) \
+  TANDEM_CUDA_NORMALIZATION_KERNELS(OP)
 // clang-format on
 
 namespace tandem::cuda {

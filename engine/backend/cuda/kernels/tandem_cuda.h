@@ -98,5 +98,6 @@ TANDEM_CUDA_API int tandem_cuda_recording_destroy(tandem_cuda_recording recordin
 /* The kernels, family by family. */
 #include "engine/backend/cuda/kernels/elementwise.h"
 #include "engine/backend/cuda/kernels/matmul.h"
+#include "engine/backend/cuda/kernels/normalization.h"
 
 #endif /* TANDEM_CUDA_H_ */
