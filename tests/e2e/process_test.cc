@@ -67,13 +67,19 @@ class ProcessTest : public testing::Test {
  protected:
   void SetUp() override { StartServer(); }
 
-  void StartServer() {
+  void StartServer(const std::vector<std::string>& options = {}) {
     log_ = folder_ / "server.log";
     std::filesystem::create_directory(folder_ / "models");
-    server_ = std::make_unique<Process>(
-        std::vector<std::string>{Binary("server/tandem-server"), "--models", folder_ / "models",
-                                 "--listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0"},
-        log_);
+    std::vector<std::string> words = {Binary("server/tandem-server"),
+                                      "--models",
+                                      folder_ / "models",
+                                      "--listen",
+                                      "127.0.0.1:0",
+                                      "--metrics-listen",
+                                      "127.0.0.1:0"};
+    words.insert(words.end(), options.begin(), options.end());
+    server_ = std::make_unique<Process>(words, log_);
+    address_.clear();
     for (int i = 0; i < 300 && address_.empty(); ++i) {
       std::this_thread::sleep_for(std::chrono::milliseconds(50));
       address_ = Logged("listening on ");
@@ -196,6 +202,71 @@ TEST_F(ProcessTest, TrainsAndSamplesFromTheCommandLine) {
       0)
       << output;
   EXPECT_EQ(output, "the quick brown fox\n") << "saved and read again";
+}
+
+// The CUDA kernels, emulated on the CPU: training, generation and scoring through the same
+// commands; the weights move between devices by way of a file.
+TEST_F(ProcessTest, TrainsAndSamplesOnAnEmulatedGpu) {
+  const char* const emulated = std::getenv("TANDEM_CUDA_EMULATED");
+  if (emulated == nullptr) GTEST_SKIP() << "TANDEM_CUDA_EMULATED is not set: CTest sets it";
+  server_ = nullptr;
+  setenv("TANDEM_CUDA_LIBRARY", emulated, 1);
+  StartServer({"--device", "cuda:0"});
+  unsetenv("TANDEM_CUDA_LIBRARY");
+  WriteFile(folder_ / "text.txt", "abababababababababababababababababababababababababababababab");
+  std::string output;
+  ASSERT_EQ(Run({"models", "create", "ab", "--decoder", "llama", "--layers", "2", "--heads", "2",
+                 "--hidden", "16", "--positions", "32", "--characters-of", folder_ / "text.txt",
+                 "--seed", "3"},
+                &output),
+            0)
+      << output;
+  ASSERT_EQ(Run({"train", "ab", "--text", folder_ / "text.txt", "--steps", "12", "--lr", "3e-2",
+                 "--batch", "2", "--block", "16", "--validation", "0", "--warmup", "1"},
+                &output),
+            0)
+      << output;
+  const std::vector<std::string> generate = {"--json", "generate",      "ab", "--prompt",
+                                             "aba",    "--seed",        "5",  "--max-tokens",
+                                             "12",     "--temperature", "0.5"};
+  ASSERT_EQ(Run(generate, &output), 0) << output;
+  const std::string on_device = output;
+  EXPECT_NE(output.find("bab"), std::string::npos) << output;
+  ASSERT_EQ(Run({"models", "get", "ab"}, &output), 0) << output;
+  EXPECT_NE(output.find("cuda:0"), std::string::npos) << output;
+  v1::GetModelRequest get;
+  get.set_model("ab");
+  const std::string hash = client_->GetModel(get)->model().weights_hash();
+  ASSERT_EQ(Run({"models", "save", "ab"}, &output), 0) << output;
+  server_ = nullptr;
+  StartServer();
+  EXPECT_EQ(client_->GetModel(get)->model().weights_hash(), hash);
+  EXPECT_EQ(client_->GetModel(get)->model().device(), "cpu");
+}
+
+TEST_F(ProcessTest, ADeviceThatIsNotThereSaysWhy) {
+  std::string output;
+  const std::string file = folder_ / "output.txt";
+  const auto start = [&](const std::string& device) {
+    const int status =
+        Process({Binary("server/tandem-server"), "--device", device, "--listen", "127.0.0.1:0"},
+                file)
+            .Wait();
+    output = ReadFile(file);
+    return status;
+  };
+  EXPECT_EQ(start("gpu"), 1);
+  EXPECT_NE(output.find("device 'gpu' is unknown: expected 'cpu' or 'cuda:0'"), std::string::npos)
+      << output;
+  // No machine has so many.
+  EXPECT_EQ(start("cuda:4096"), 1);
+  EXPECT_NE(output.find("device cuda:4096"), std::string::npos) << output;
+  setenv("TANDEM_CUDA_LIBRARY", "/nowhere/libtandem_cuda.so", 1);
+  EXPECT_EQ(start("cuda:0"), 1);
+  unsetenv("TANDEM_CUDA_LIBRARY");
+  EXPECT_NE(output.find("the CUDA library cannot be loaded (/nowhere/libtandem_cuda.so"),
+            std::string::npos)
+      << output;
 }
 
 // A row of the table for each upsampler, and every option heard.
