@@ -8,6 +8,8 @@
 #include <new>
 
 #include "absl/strings/str_format.h"
+#include "engine/exec/passes.h"
+#include "engine/ops/ops.h"
 
 namespace tandem {
 namespace {
@@ -121,6 +123,9 @@ absl::StatusOr<Plan*> PlanCache::Get(const std::string& key,
     }
   }
   TANDEM_ASSIGN_OR_RETURN(Graph graph, build());
+  if (copy_dtype_.has_value()) {
+    TANDEM_ASSIGN_OR_RETURN(graph, ReadParameterCopies(graph, *copy_dtype_, parameters_));
+  }
   TANDEM_ASSIGN_OR_RETURN(std::unique_ptr<Plan> plan,
                           Plan::Compile(std::move(graph), *backend_, workspace_));
   int64_t bytes = plan->arena_bytes();
@@ -142,7 +147,42 @@ Model::Model(std::string name, std::shared_ptr<const GraphSource> source, Parame
       source_(std::move(source)),
       compute_source_(WithPrecision(source_, precision)),
       parameters_(std::move(parameters)),
-      precision_(precision) {}
+      precision_(precision) {
+  ResetPlans();
+}
+
+void Model::ResetPlans() {
+  plans_ = PlanCache(backend());
+  copies_ = DeviceTensor();
+  copies_version_ = 0;
+  round_ = nullptr;
+  if (precision_ == Precision::kF32) return;
+  plans_.ReadCopies(PrecisionDType(precision_), static_cast<int32_t>(source_->parameters().size()));
+}
+
+absl::StatusOr<std::span<const void* const>> Model::ParameterAddresses() {
+  if (precision_ == Precision::kF32) return parameters_.pointers();
+  const DType dtype = PrecisionDType(precision_);
+  if (round_ == nullptr) {
+    Builder b;
+    b.Output(ops::Cast(b, b.Input("", {DType::kF32, {parameters_.flat_size()}}), dtype));
+    TANDEM_ASSIGN_OR_RETURN(Graph graph, b.Finish());
+    TANDEM_ASSIGN_OR_RETURN(round_, Plan::Compile(std::move(graph), backend()));
+    TANDEM_ASSIGN_OR_RETURN(copies_,
+                            DeviceTensor::Zeros(backend(), {dtype, {parameters_.flat_size()}}));
+    addresses_ = parameters_.pointers();
+    for (size_t i = 0; i < parameters_.pointers().size(); ++i) {
+      const int64_t offset = parameters_.offset(static_cast<int>(i)) * SizeOf(dtype);
+      addresses_.push_back(copies_.address(offset).data);
+    }
+  }
+  if (copies_version_ != weights_version_) {
+    TANDEM_RETURN_IF_ERROR(
+        round_->Run({{OnDevice(parameters_.data())}}, {}, {{copies_.address()}}));
+    copies_version_ = weights_version_;
+  }
+  return addresses_;
+}
 
 int64_t Model::parameter_count() const {
   int64_t count = 0;
@@ -152,7 +192,7 @@ int64_t Model::parameter_count() const {
 
 absl::Status Model::MoveTo(const Backend& backend) {
   TANDEM_RETURN_IF_ERROR(parameters_.MoveTo(backend));
-  plans_ = PlanCache(backend);
+  ResetPlans();
   return absl::OkStatus();
 }
 
@@ -222,7 +262,8 @@ absl::StatusOr<std::vector<Tensor>> Model::Forward(
   } else {
     plan->SetRandomKey(0, ++forward_calls_);  // from 1: no unseeded call repeats seed 0
   }
-  return RunPlan(*plan, tensors, parameters_.pointers());
+  TANDEM_ASSIGN_OR_RETURN(const std::span<const void* const> parameters, ParameterAddresses());
+  return RunPlan(*plan, tensors, parameters);
 }
 
 }  // namespace tandem

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "engine/exec/autocast.h"
+#include "engine/exec/device_tensor.h"
 #include "engine/exec/plan.h"
 #include "engine/graph/builder.h"
 
@@ -126,6 +127,11 @@ class PlanCache {
   // more than half of the device's memory is RESOURCE_EXHAUSTED.
   absl::StatusOr<Plan*> Get(const std::string& key,
                             const std::function<absl::StatusOr<Graph>()>& build);
+  // Graphs that come read the parameters' copies in `dtype`: ReadParameterCopies of passes.h.
+  void ReadCopies(DType dtype, int32_t parameters) {
+    copy_dtype_ = dtype;
+    parameters_ = parameters;
+  }
   int64_t workspace_bytes() const { return workspace_->bytes(); }
   // Every plan that Get returns from now on adds its times there; null: off.
   void set_profile(PlanProfile* profile) { profile_ = profile; }
@@ -135,6 +141,8 @@ class PlanCache {
   const Backend* backend_;
   size_t capacity_;
   std::shared_ptr<Workspace> workspace_;
+  std::optional<DType> copy_dtype_;
+  int32_t parameters_ = 0;
   PlanProfile* profile_ = nullptr;
   std::list<Entry> entries_;  // most recent first
 };
@@ -160,7 +168,7 @@ class Model {
   // what was made for the model before (a Trainer, a Generator) must go first.
   const Backend& backend() const { return parameters_.backend(); }
   absl::Status MoveTo(const Backend& backend);
-  // Starts at 1; every change of any weight adds 1.
+  // Starts at 1; every change of any weight adds 1: who writes parameters() calls Bump.
   int64_t weights_version() const { return weights_version_; }
   void BumpWeightsVersion() { ++weights_version_; }
   // A 64-bit hash of names, shapes and bits, as 16 hex digits; the same on every device.
@@ -173,13 +181,23 @@ class Model {
       const std::vector<std::pair<std::string, const Tensor*>>& inputs,
       std::optional<uint64_t> seed = std::nullopt);
   PlanCache& plans() { return plans_; }
+  // What plans() take as parameters: one address each and, in 16-bit precision, one each of their
+  // rounded copies, which this brings up to date. So a pass over a model reads 2 bytes a weight.
+  absl::StatusOr<std::span<const void* const>> ParameterAddresses();
 
  private:
+  void ResetPlans();
+
   std::string name_;
   std::shared_ptr<const GraphSource> source_, compute_source_;
   ParameterStore parameters_;
   Precision precision_;
   PlanCache plans_;
+  // In 16-bit precision: the parameters rounded, in the store's layout, as of copies_version_.
+  DeviceTensor copies_;
+  int64_t copies_version_ = 0;
+  std::unique_ptr<Plan> round_;
+  std::vector<const void*> addresses_;
   int64_t weights_version_ = 1;
   uint64_t forward_calls_ = 0;  // without a seed: the call of the random key
 };

@@ -225,7 +225,7 @@ void PlaceInTheMiddle(const ReceptiveField& field, const Shape& output, const Sh
 }
 
 // Runs the gradient's plan on several made-up inputs and collects where it is not zero.
-absl::Status CollectNonZeros(const Model& model, Plan& plan, const std::vector<TensorType>& inputs,
+absl::Status CollectNonZeros(Model& model, Plan& plan, const std::vector<TensorType>& inputs,
                              int spatial_input, Tensor cotangent, MeasuredField& result) {
   constexpr int kRandomInputs = 4;
   std::vector<Tensor> tensors;
@@ -235,6 +235,8 @@ absl::Status CollectNonZeros(const Model& model, Plan& plan, const std::vector<T
   tensors.push_back(std::move(cotangent));
   for (const Tensor& tensor : tensors) pointers.push_back(&tensor);
   Tensor& image = tensors[spatial_input];
+  TANDEM_ASSIGN_OR_RETURN(const std::span<const void* const> parameters,
+                          model.ParameterAddresses());
   const uint32_t ramps = uint32_t{1} << std::min<size_t>(result.position.size(), 3);
   for (uint32_t draw = 0; draw < ramps + kRandomInputs; ++draw) {
     if (draw < ramps) {
@@ -243,7 +245,7 @@ absl::Status CollectNonZeros(const Model& model, Plan& plan, const std::vector<T
       image = MadeUp(image.type(), draw, draw % 2 == 0 ? 0 : -0.5f);
     }
     TANDEM_ASSIGN_OR_RETURN(const std::vector<Tensor> gradients,
-                            RunPlan(plan, pointers, model.parameters().pointers()));
+                            RunPlan(plan, pointers, parameters));
     AddNonZeros(gradients[0], result);
   }
   return absl::OkStatus();
@@ -291,14 +293,16 @@ absl::StatusOr<MeasuredTime> MeasureTime(Model& model, const std::vector<TensorT
     pointers.push_back(&tensors.back());
   }
   // The first run grows the workspace and pages it in.
-  TANDEM_RETURN_IF_ERROR(RunPlan(*plan, pointers, model.parameters().pointers()).status());
+  TANDEM_ASSIGN_OR_RETURN(const std::span<const void* const> parameters,
+                          model.ParameterAddresses());
+  TANDEM_RETURN_IF_ERROR(RunPlan(*plan, pointers, parameters).status());
   PlanProfile profile;
   MeasuredTime measured;
   const auto begin = std::chrono::steady_clock::now();
   plan->set_profile(&profile);
   absl::Status status;
   while (status.ok() && measured.repetitions < kRepetitions) {
-    status = RunPlan(*plan, pointers, model.parameters().pointers()).status();
+    status = RunPlan(*plan, pointers, parameters).status();
     ++measured.repetitions;
     const std::chrono::duration<double> taken = std::chrono::steady_clock::now() - begin;
     if (taken.count() > kEnoughSeconds) break;

@@ -81,8 +81,12 @@ bool IsHalf(DType dtype) { return dtype == DType::kBF16 || dtype == DType::kF16;
 absl::StatusOr<bool> Computes(const Backend& backend, const Builder& builder, const Node& node) {
   const Kernel* kernel = backend.Find(node.op->name);
   if (kernel == nullptr) return false;
-  KernelSpec spec{
-      .backend = &backend, .op = node.op, .attributes = &node.attributes, .inputs = {}, .present = {}, .outputs = {}};
+  KernelSpec spec{.backend = &backend,
+                  .op = node.op,
+                  .attributes = &node.attributes,
+                  .inputs = {},
+                  .present = {},
+                  .outputs = {}};
   std::vector<const TensorType*> types;
   for (Value v : node.inputs) {
     spec.present.push_back(v.valid());
@@ -270,6 +274,23 @@ absl::StatusOr<Graph> FuseBiases(const Graph& graph) {
 }
 
 }  // namespace
+
+absl::StatusOr<Graph> ReadParameterCopies(const Graph& graph, DType dtype, int32_t count) {
+  Copier copier(graph);
+  for (const Node& node : graph.nodes()) {
+    const std::vector<Value> inputs = copier.Inputs(node);
+    const bool cast = node.op->name == "Cast" && graph.type(node.outputs[0]).dtype == dtype &&
+                      graph.info(node.inputs[0]).kind == ValueKind::kParameter;
+    if (cast) {
+      const ValueInfo& info = graph.info(node.inputs[0]);
+      copier.Set(node.outputs[0], copier.builder().Parameter(info.index + count, info.name,
+                                                             {dtype, info.type.shape}));
+    } else {
+      copier.Copy(node, inputs);
+    }
+  }
+  return copier.Finish();
+}
 
 absl::StatusOr<Graph> Simplify(const Graph& graph, const Backend& backend) {
   bool lowered = false;

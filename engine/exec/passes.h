@@ -18,4 +18,8 @@ namespace tandem {
 // (MatMul's `out`), and a cast to f32 and back is none.
 absl::StatusOr<Graph> Simplify(const Graph& graph, const Backend& backend);
 
+// Casts of parameter i to `dtype` become parameter i + count: a copy of it in that type, which
+// somebody keeps.
+absl::StatusOr<Graph> ReadParameterCopies(const Graph& graph, DType dtype, int32_t count);
+
 }  // namespace tandem

@@ -264,7 +264,9 @@ class PagedGenerator final : public Generator {
                                    OnHost(in.block_table), OnHost(in.logit_rows)};
     for (const DeviceTensor& t : k_cache_) inputs.push_back(t.address());
     for (const DeviceTensor& t : v_cache_) inputs.push_back(t.address());
-    return RunToHost(*plan, inputs, model_.parameters().pointers());
+    TANDEM_ASSIGN_OR_RETURN(const std::span<const void* const> parameters,
+                            model_.ParameterAddresses());
+    return RunToHost(*plan, inputs, parameters);
   }
 
   void Advance(const Piece& piece, const Tensor& logits, const Tensor& lse) {
@@ -417,8 +419,9 @@ absl::StatusOr<std::vector<std::vector<float>>> ScoreSequences(
     return b.Finish();
   }));
   const std::vector<const Tensor*> inputs = {&ids, &positions, &query_start, &targets};
-  TANDEM_ASSIGN_OR_RETURN(const std::vector<Tensor> losses,
-                          RunPlan(*plan, inputs, model->parameters().pointers()));
+  TANDEM_ASSIGN_OR_RETURN(const std::span<const void* const> parameters,
+                          model->ParameterAddresses());
+  TANDEM_ASSIGN_OR_RETURN(const std::vector<Tensor> losses, RunPlan(*plan, inputs, parameters));
   std::vector<std::vector<float>> scores;
   at = 0;
   for (const std::vector<int32_t>& sequence : sequences) {

@@ -105,7 +105,7 @@ void Include(double x, int64_t count, double& mean, double& squares) {
   squares += before * (x - mean);
 }
 
-absl::StatusOr<std::vector<Tensor>> RunWith(Plan& plan, const Model& model,
+absl::StatusOr<std::vector<Tensor>> RunWith(Plan& plan, Model& model,
                                             const EstimatorOptions& options, uint64_t call,
                                             const Tensor* last = nullptr) {
   std::vector<const Tensor*> inputs;
@@ -113,7 +113,9 @@ absl::StatusOr<std::vector<Tensor>> RunWith(Plan& plan, const Model& model,
   for (const auto& [name, tensor] : options.inputs) inputs.push_back(&tensor);
   if (last != nullptr) inputs.push_back(last);
   plan.SetRandomKey(options.seed, call);
-  return RunPlan(plan, inputs, model.parameters().pointers());
+  TANDEM_ASSIGN_OR_RETURN(const std::span<const void* const> parameters,
+                          model.ParameterAddresses());
+  return RunPlan(plan, inputs, parameters);
 }
 
 // All joint outcomes of the batch: (K^n, B...).

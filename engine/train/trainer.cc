@@ -286,7 +286,9 @@ absl::StatusOr<LossReport> Trainer::ForwardBackward(const Batch& batch) {
   // Skipped steps count: drawing the numbers again that overflowed would overflow again.
   plan->SetRandomKey(random_seed_, (static_cast<uint64_t>(step() + skipped_steps()) << 32) |
                                        static_cast<uint64_t>(micro_step_));
-  TANDEM_RETURN_IF_ERROR(plan->Run(in, model_->parameters().pointers(), out));
+  TANDEM_ASSIGN_OR_RETURN(const std::span<const void* const> parameters,
+                          model_->ParameterAddresses());
+  TANDEM_RETURN_IF_ERROR(plan->Run(in, parameters, out));
   if (micro_step_ > 0) {
     const Address summands[] = {gradients_.address(), partial_gradients_.address()};
     TANDEM_RETURN_IF_ERROR(add_plan_->Run(summands, {}, {{gradients_.address()}}));
@@ -358,8 +360,10 @@ absl::StatusOr<LossReport> Trainer::Evaluate(Model* model, const Objective& obje
   }));
   if (inputs.class_targets) TANDEM_RETURN_IF_ERROR(CheckTargets(*plan, inputs));
   plan->SetRandomKey(0, 0);
+  TANDEM_ASSIGN_OR_RETURN(const std::span<const void* const> parameters,
+                          model->ParameterAddresses());
   TANDEM_ASSIGN_OR_RETURN(const std::vector<Tensor> losses,
-                          RunPlan(*plan, inputs.inputs, model->parameters().pointers()));
+                          RunPlan(*plan, inputs.inputs, parameters));
   LossReport report = ReduceLosses(objective, inputs, losses[0]);
   report.seconds = watch.seconds();
   return report;

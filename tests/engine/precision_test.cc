@@ -311,8 +311,10 @@ TEST(PrecisionTest, TheScaleGrowsAfterGoodSteps) {
   for (int i = 0; i < 5; ++i) step();
   const float saved = model->parameters().flat()[0];
   model->parameters().flat()[0] = std::numeric_limits<float>::infinity();
+  model->BumpWeightsVersion();
   step();
   model->parameters().flat()[0] = saved;
+  model->BumpWeightsVersion();
   for (int i = 0; i < 3; ++i) step();
   EXPECT_EQ(scales, (std::vector<double>{8, 8, 32, 32, 32, 8, 8, 8, 32}));
 }
