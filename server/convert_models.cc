@@ -74,6 +74,26 @@ void FillLanguageModel(const ModelEntry& entry, const SequenceModelInfo& info,
 
 }  // namespace
 
+v1::Precision ToProto(Precision precision) {
+  switch (precision) {
+    case Precision::kF32:
+      return v1::PRECISION_F32;
+    case Precision::kBF16:
+      return v1::PRECISION_BF16;
+    case Precision::kF16:
+      return v1::PRECISION_F16;
+  }
+  return v1::PRECISION_UNSPECIFIED;
+}
+
+absl::StatusOr<std::optional<Precision>> FromProto(v1::Precision precision) {
+  if (precision == v1::PRECISION_UNSPECIFIED) return std::optional<Precision>();
+  for (const Precision known : {Precision::kF32, Precision::kBF16, Precision::kF16}) {
+    if (ToProto(known) == precision) return std::optional<Precision>(known);
+  }
+  return InvalidArgument("precision ", static_cast<int>(precision), " is not a known Precision");
+}
+
 absl::StatusOr<NewDecoder> FromProto(const v1::DecoderConfig& c, uint64_t seed) {
   TANDEM_RETURN_IF_ERROR(CheckSizes(c));
   NewDecoder decoder;
@@ -168,6 +188,7 @@ void ToProto(const ModelEntry& entry, bool with_hash, v1::Model* out) {
   out->set_state(v1::MODEL_STATE_READY);
   for (const IoSpec& input : entry.source->inputs()) ToProto(input, out->add_inputs());
   for (const IoSpec& output : entry.source->outputs()) ToProto(output, out->add_outputs());
+  out->set_precision(ToProto(entry.precision));
   if (const SequenceModelInfo* info = entry.source->sequence()) {
     FillLanguageModel(entry, *info, out->mutable_language_model());
   }

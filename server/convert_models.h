@@ -1,6 +1,7 @@
 // Messages about models, to and from the engine (see convert.h).
 #pragma once
 
+#include <optional>
 #include <string_view>
 #include <vector>
 
@@ -22,6 +23,10 @@ void ToProto(const GraphSource& source, const std::vector<TensorType>& inputs,
              const ModelAnalysis& analysis, v1::AnalyzeModelResponse* out);
 void ToProto(const MeasuredTime& time, v1::AnalyzeModelResponse* out);
 void ToProto(const MeasuredField& field, v1::AnalyzeModelResponse::Verification* out);
+
+v1::Precision ToProto(Precision precision);
+// Unspecified: none.
+absl::StatusOr<std::optional<Precision>> FromProto(v1::Precision precision);
 
 v1::ParameterRole ToProto(ParameterRole role);
 absl::StatusOr<ParameterRole> FromProto(v1::ParameterRole role, std::string_view what);

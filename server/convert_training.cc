@@ -123,6 +123,17 @@ absl::StatusOr<OptimizerOptions> WithParameters(OptimizerOptions options,
     out = value;
   };
   const v1::OptimizerParameters& p = parameters;
+  const bool sgd = options.kind == OptimizerKind::kSgd;
+  const auto refuse = [&](bool present, const char* field, const char* kind) {
+    if (present && status.ok()) {
+      status = InvalidArgument(field, " is set, but the optimizer is ", kind);
+    }
+  };
+  refuse(sgd && p.has_beta1(), "beta1", "SGD");
+  refuse(sgd && p.has_beta2(), "beta2", "SGD");
+  refuse(sgd && p.has_epsilon(), "epsilon", "SGD");
+  refuse(!sgd && p.has_momentum(), "momentum", "Adam");
+  take(p.has_momentum(), p.momentum(), "momentum", options.momentum);
   take(p.has_learning_rate(), p.learning_rate(), "learning_rate", options.learning_rate);
   take(p.has_beta1(), p.beta1(), "beta1", options.beta1);
   take(p.has_beta2(), p.beta2(), "beta2", options.beta2);
@@ -145,10 +156,18 @@ absl::StatusOr<OptimizerOptions> FromProto(const v1::Optimizer& optimizer) {
       options.kind = OptimizerKind::kAdam;
       options.weight_decay = 0;
       break;
+    case v1::OPTIMIZER_KIND_SGD:
+      options.kind = OptimizerKind::kSgd;
+      options.weight_decay = 0;
+      break;
     default:
       return InvalidArgument("optimizer.kind ", static_cast<int>(optimizer.kind()),
                              " is not a known OptimizerKind");
   }
+  if (optimizer.nesterov() && options.kind != OptimizerKind::kSgd) {
+    return InvalidArgument("optimizer.nesterov is set, but the optimizer is Adam");
+  }
+  options.nesterov = optimizer.nesterov();
   options.decay_vectors = optimizer.decay_vectors();
   for (int role : optimizer.no_decay_roles()) {
     TANDEM_ASSIGN_OR_RETURN(
@@ -161,18 +180,85 @@ absl::StatusOr<OptimizerOptions> FromProto(const v1::Optimizer& optimizer) {
 
 v1::Optimizer ToProto(const OptimizerOptions& options) {
   v1::Optimizer out;
-  out.set_kind(options.kind == OptimizerKind::kAdamW ? v1::OPTIMIZER_KIND_ADAMW
-                                                     : v1::OPTIMIZER_KIND_ADAM);
+  const bool sgd = options.kind == OptimizerKind::kSgd;
+  out.set_kind(sgd                                     ? v1::OPTIMIZER_KIND_SGD
+               : options.kind == OptimizerKind::kAdamW ? v1::OPTIMIZER_KIND_ADAMW
+                                                       : v1::OPTIMIZER_KIND_ADAM);
+  out.set_nesterov(options.nesterov);
   out.set_decay_vectors(options.decay_vectors);
   for (ParameterRole role : options.no_decay_roles) out.add_no_decay_roles(ToProto(role));
   for (const std::string& name : options.no_decay) out.add_no_decay(name);
   v1::OptimizerParameters* parameters = out.mutable_parameters();
   parameters->set_learning_rate(options.learning_rate);
-  parameters->set_beta1(options.beta1);
-  parameters->set_beta2(options.beta2);
-  parameters->set_epsilon(options.epsilon);
+  if (sgd) {
+    parameters->set_momentum(options.momentum);
+  } else {
+    parameters->set_beta1(options.beta1);
+    parameters->set_beta2(options.beta2);
+    parameters->set_epsilon(options.epsilon);
+  }
   parameters->set_weight_decay(options.weight_decay);
   parameters->set_max_grad_norm(options.max_grad_norm);
+  return out;
+}
+
+absl::StatusOr<LossScaling> FromProto(const v1::LossScaling& scaling, Precision precision) {
+  LossScaling out;
+  using Mode = LossScaling::Mode;
+  switch (scaling.mode()) {
+    case v1::LOSS_SCALING_MODE_UNSPECIFIED:
+      out.mode = precision == Precision::kF16 ? Mode::kDynamic : Mode::kNone;
+      break;
+    case v1::LOSS_SCALING_MODE_NONE:
+      out.mode = Mode::kNone;
+      break;
+    case v1::LOSS_SCALING_MODE_STATIC:
+      out.mode = Mode::kStatic;
+      break;
+    case v1::LOSS_SCALING_MODE_DYNAMIC:
+      out.mode = Mode::kDynamic;
+      break;
+    default:
+      return InvalidArgument("loss_scaling.mode ", static_cast<int>(scaling.mode()),
+                             " is not a known LossScalingMode");
+  }
+  const bool dynamic = out.mode == Mode::kDynamic;
+  if (out.mode == Mode::kNone && scaling.has_initial_scale()) {
+    return InvalidArgument("loss_scaling.initial_scale is set, but the loss is not scaled");
+  }
+  const char* const unused = scaling.has_growth_factor()     ? "growth_factor"
+                             : scaling.has_backoff_factor()  ? "backoff_factor"
+                             : scaling.has_growth_interval() ? "growth_interval"
+                                                             : nullptr;
+  if (!dynamic && unused != nullptr) {
+    return InvalidArgument("loss_scaling.", unused, " is set, but the mode is not DYNAMIC");
+  }
+  if (scaling.has_initial_scale()) out.initial_scale = scaling.initial_scale();
+  if (scaling.has_growth_factor()) out.growth_factor = scaling.growth_factor();
+  if (scaling.has_backoff_factor()) out.backoff_factor = scaling.backoff_factor();
+  if (scaling.has_growth_interval()) out.growth_interval = scaling.growth_interval();
+  const absl::Status valid = out.Validate();
+  if (!valid.ok()) return Annotate(valid, "loss_scaling");
+  return out;
+}
+
+v1::LossScaling ToProto(const LossScaling& scaling) {
+  v1::LossScaling out;
+  switch (scaling.mode) {
+    case LossScaling::Mode::kNone:
+      out.set_mode(v1::LOSS_SCALING_MODE_NONE);
+      return out;
+    case LossScaling::Mode::kStatic:
+      out.set_mode(v1::LOSS_SCALING_MODE_STATIC);
+      break;
+    case LossScaling::Mode::kDynamic:
+      out.set_mode(v1::LOSS_SCALING_MODE_DYNAMIC);
+      out.set_growth_factor(scaling.growth_factor);
+      out.set_backoff_factor(scaling.backoff_factor);
+      out.set_growth_interval(scaling.growth_interval);
+      break;
+  }
+  out.set_initial_scale(scaling.initial_scale);
   return out;
 }
 
@@ -229,6 +315,7 @@ void ToProto(const StepReport& report, int64_t weights_version, v1::OptimStepRes
   out->set_step(report.step);
   out->set_weights_version(weights_version);
   out->set_optimizer_seconds(report.seconds);
+  out->set_loss_scale(report.loss_scale);
 }
 
 void ToProto(const Trainer& trainer, const Model& model, v1::Training* out) {
@@ -245,6 +332,8 @@ void ToProto(const Trainer& trainer, const Model& model, v1::Training* out) {
   for (const std::string& name : trainer.frozen()) out->add_frozen(name);
   out->set_seed(trainer.random_seed());
   out->set_decayed_parameters(trainer.decayed_parameters());
+  *out->mutable_loss_scaling() = ToProto(trainer.loss_scaling());
+  out->set_loss_scale(trainer.loss_scale());
 }
 
 }  // namespace tandem::server

@@ -11,6 +11,9 @@ absl::StatusOr<Objective> FromProto(const v1::Objective& objective);
 v1::Objective ToProto(const Objective& objective);
 
 absl::StatusOr<OptimizerOptions> FromProto(const v1::Optimizer& optimizer);
+// Of a model that computes in `precision`.
+absl::StatusOr<LossScaling> FromProto(const v1::LossScaling& scaling, Precision precision);
+v1::LossScaling ToProto(const LossScaling& scaling);
 v1::Optimizer ToProto(const OptimizerOptions& options);
 
 // `options` with the parameters that are set.

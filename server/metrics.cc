@@ -98,6 +98,8 @@ struct MetricFamilies {
         train_loss(Gauges(r, "tandem_train_loss", "Loss of the last step")),
         grad_norm(Gauges(r, "tandem_grad_norm", "Gradient norm of the last step, before clipping")),
         learning_rate(Gauges(r, "tandem_learning_rate", "Learning rate of the last step")),
+        loss_scale(Gauges(r, "tandem_loss_scale",
+                          "What the loss of the next step is multiplied by for its gradients")),
         weights_version(Gauges(r, "tandem_weights_version", "Version of a model's weights")),
         load_duration(Gauges(r, "tandem_model_load_duration_seconds", "Time to load the model")) {
     Gauges(r, "tandem_build_info", "Always 1; the labels say what was built")
@@ -122,7 +124,8 @@ struct MetricFamilies {
   Family<Counter>&train_steps, &steps_skipped;
   Family<Histogram>& train_step_duration;
   Family<Counter>& train_tokens;
-  Family<Gauge>&train_loss, &grad_norm, &learning_rate, &weights_version, &load_duration;
+  Family<Gauge>&train_loss, &grad_norm, &learning_rate, &loss_scale, &weights_version,
+      &load_duration;
   Histogram* phases[4];
   Counter* rejections[2];
   Histogram* lanes[2];
@@ -168,6 +171,7 @@ struct ModelMetrics::Series {
     Drop(families.train_loss, train_loss);
     Drop(families.grad_norm, grad_norm);
     Drop(families.learning_rate, learning_rate);
+    Drop(families.loss_scale, loss_scale);
     Drop(families.weights_version, weights_version);
     Drop(families.load_duration, load_duration);
   }
@@ -197,6 +201,7 @@ struct ModelMetrics::Series {
     train_loss = &families.train_loss.Add(labels());
     grad_norm = &families.grad_norm.Add(labels());
     learning_rate = &families.learning_rate.Add(labels());
+    loss_scale = &families.loss_scale.Add(labels());
     train_steps = &families.train_steps.Add(labels());
   }
 
@@ -210,7 +215,8 @@ struct ModelMetrics::Series {
   Counter *train_steps = nullptr, *steps_skipped = nullptr;
   Histogram* train_step_duration = nullptr;
   Counter* train_tokens = nullptr;
-  Gauge *train_loss = nullptr, *grad_norm = nullptr, *learning_rate = nullptr;
+  Gauge *train_loss = nullptr, *grad_norm = nullptr, *learning_rate = nullptr,
+        *loss_scale = nullptr;
   Gauge *weights_version = nullptr, *load_duration = nullptr;
 };
 
@@ -267,6 +273,7 @@ void ModelMetrics::Trained(const TrainStep& step) {
   s.train_loss->Set(step.loss);
   s.grad_norm->Set(step.grad_norm);
   s.learning_rate->Set(step.learning_rate);
+  s.loss_scale->Set(step.loss_scale);
 }
 
 void ModelMetrics::WeightsVersion(int64_t version) {

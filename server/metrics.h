@@ -56,7 +56,7 @@ class ModelMetrics {
  public:
   enum class Finish : uint8_t { kStop, kLength, kCancelled, kError };
   struct TrainStep {
-    double seconds = 0, loss = 0, grad_norm = 0, learning_rate = 0;
+    double seconds = 0, loss = 0, grad_norm = 0, learning_rate = 0, loss_scale = 1;
     int64_t tokens = 0;
     bool skipped = false;
   };

@@ -60,6 +60,7 @@ class ModelService final : public v1::ModelService::CallbackService {
       if (request->source_case() == v1::CreateModelRequest::SOURCE_NOT_SET) {
         return InvalidArgument("no source is set: expected onnx, decoder or copy_of");
       }
+      TANDEM_RETURN_IF_ERROR(FromProto(request->precision()).status());
       return [=, this]() -> absl::Status {
         TANDEM_ASSIGN_OR_RETURN(const auto entry, Create(*request));
         return Describe(*entry, response->mutable_model());
@@ -69,9 +70,13 @@ class ModelService final : public v1::ModelService::CallbackService {
 
   Reactor* LoadModel(Context* context, const v1::LoadModelRequest* request,
                      v1::LoadModelResponse* response) override {
-    return StartCall(load_model_, context, Place::kLoader, [=, this]() -> Work {
+    return StartCall(load_model_, context, Place::kLoader, [=, this]() -> absl::StatusOr<Work> {
+      TANDEM_ASSIGN_OR_RETURN(const std::optional<Precision> precision,
+                              FromProto(request->precision()));
       return [=, this]() -> absl::Status {
-        TANDEM_ASSIGN_OR_RETURN(const auto entry, deps_.models.Load(request->model()));
+        TANDEM_ASSIGN_OR_RETURN(
+            const auto entry,
+            deps_.models.Load(request->model(), precision.value_or(Precision::kF32)));
         return Describe(*entry, response->mutable_model());
       };
     });
@@ -127,10 +132,16 @@ class ModelService final : public v1::ModelService::CallbackService {
   // The two below run on the loader's thread.
 
   absl::StatusOr<ModelStore::Entry> Create(const v1::CreateModelRequest& request) {
-    if (request.has_onnx()) return deps_.models.CreateFromOnnx(request.model(), request.onnx());
-    if (request.has_copy_of()) return deps_.models.CreateCopy(request.model(), request.copy_of());
+    TANDEM_ASSIGN_OR_RETURN(const std::optional<Precision> given, FromProto(request.precision()));
+    const Precision precision = given.value_or(Precision::kF32);
+    if (request.has_onnx()) {
+      return deps_.models.CreateFromOnnx(request.model(), request.onnx(), precision);
+    }
+    if (request.has_copy_of()) {
+      return deps_.models.CreateCopy(request.model(), request.copy_of(), given);
+    }
     TANDEM_ASSIGN_OR_RETURN(NewDecoder decoder, FromProto(request.decoder(), request.seed()));
-    return deps_.models.CreateDecoder(request.model(), std::move(decoder));
+    return deps_.models.CreateDecoder(request.model(), std::move(decoder), precision);
   }
 
   absl::Status Describe(const ModelEntry& entry, v1::Model* model) {

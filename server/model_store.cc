@@ -74,6 +74,13 @@ ModelEntry::ModelEntry(std::string model_name, ModelFormat model_format)
     : name(std::move(model_name)), format(model_format) {}
 ModelEntry::~ModelEntry() = default;
 
+void ModelEntry::SetModel(std::unique_ptr<Model> made) {
+  model = std::move(made);
+  precision = model->precision();
+  source = model->shared_compute_source();
+  file_source = model->shared_source();
+}
+
 absl::StatusOr<Model*> ModelEntry::Live() const {
   if (model != nullptr) return model.get();
   return absl::AbortedError(StrCat("model '", name, "' was unloaded while the call waited"));
@@ -144,7 +151,7 @@ void ModelStore::LoadAll(const std::function<bool()>& stop) {
   }
 }
 
-absl::StatusOr<Entry> ModelStore::ReadEntry(const std::string& name) const {
+absl::StatusOr<Entry> ModelStore::ReadEntry(const std::string& name, Precision precision) const {
   TANDEM_ASSIGN_OR_RETURN(const Repository* repository, repository());
   TANDEM_ASSIGN_OR_RETURN(const ModelLocation location, repository->Find(name));
   auto entry = std::make_shared<ModelEntry>(name, location.format);
@@ -153,18 +160,17 @@ absl::StatusOr<Entry> ModelStore::ReadEntry(const std::string& name) const {
     entry->origin = location.path.parent_path();
     TANDEM_ASSIGN_OR_RETURN(const std::string bytes, ReadSmallFile(location.path, kMaxOnnxBytes));
     TANDEM_ASSIGN_OR_RETURN(LoadedOnnx loaded, LoadOnnx(bytes));
-    entry->model =
-        std::make_unique<Model>(name, std::move(loaded.source), std::move(loaded.parameters));
+    entry->SetModel(std::make_unique<Model>(name, std::move(loaded.source),
+                                            std::move(loaded.parameters), precision));
   } else {
     entry->origin = location.path;
     TANDEM_ASSIGN_OR_RETURN(LoadedModel loaded, LoadHuggingFace(entry->origin));
     absl::StatusOr<std::unique_ptr<const Tokenizer>> tokenizer = LoadTokenizer(entry->origin);
     if (!tokenizer.ok() && !absl::IsNotFound(tokenizer.status())) return tokenizer.status();
     if (tokenizer.ok()) entry->tokenizer = *std::move(tokenizer);
-    entry->model =
-        std::make_unique<Model>(name, std::move(loaded.source), std::move(loaded.parameters));
+    entry->SetModel(std::make_unique<Model>(name, std::move(loaded.source),
+                                            std::move(loaded.parameters), precision));
   }
-  entry->source = entry->model->shared_source();
   return entry;
 }
 
@@ -177,11 +183,11 @@ absl::Status ModelStore::CheckNotTraining(const std::string& name) {
   });
 }
 
-absl::StatusOr<Entry> ModelStore::Load(const std::string& name) {
+absl::StatusOr<Entry> ModelStore::Load(const std::string& name, Precision precision) {
   TANDEM_RETURN_IF_ERROR(CheckModelName(name));
   TANDEM_RETURN_IF_ERROR(CheckNotTraining(name));
   const auto begin = std::chrono::steady_clock::now();
-  absl::StatusOr<Entry> entry = CatchOutOfMemory([&] { return ReadEntry(name); });
+  absl::StatusOr<Entry> entry = CatchOutOfMemory([&] { return ReadEntry(name, precision); });
   if (!entry.ok()) {
     const Entry existing = Lookup(name);
     // What serves goes on serving; a name that the repository does not have is not recorded.
@@ -199,8 +205,8 @@ absl::StatusOr<Entry> ModelStore::Load(const std::string& name) {
   (*entry)->metrics = metrics_.Model(name);
   (*entry)->metrics->Loaded(taken.count());
   TANDEM_RETURN_IF_ERROR(Insert(*entry, /*replace=*/true));
-  spdlog::info("loaded model '{}' version {}: {} parameters, {:.3f} s", name, (*entry)->version,
-               (*entry)->model->parameter_count(), taken.count());
+  spdlog::info("loaded model '{}' version {}: {} parameters, {}, {:.3f} s", name, (*entry)->version,
+               (*entry)->model->parameter_count(), PrecisionName(precision), taken.count());
   return entry;
 }
 
@@ -237,26 +243,26 @@ absl::Status ModelStore::CheckFree(const std::string& name) const {
   return Lookup(name) == nullptr ? absl::OkStatus() : Taken(name);
 }
 
-absl::StatusOr<Entry> ModelStore::CreateFromOnnx(const std::string& name,
-                                                 const std::string& bytes) {
+absl::StatusOr<Entry> ModelStore::CreateFromOnnx(const std::string& name, const std::string& bytes,
+                                                 Precision precision) {
   TANDEM_RETURN_IF_ERROR(CheckFree(name));
   TANDEM_ASSIGN_OR_RETURN(LoadedOnnx loaded, LoadOnnx(bytes));
   auto entry = std::make_shared<ModelEntry>(name, ModelFormat::kOnnx);
-  entry->model =
-      std::make_unique<Model>(name, std::move(loaded.source), std::move(loaded.parameters));
-  entry->source = entry->model->shared_source();
+  entry->SetModel(std::make_unique<Model>(name, std::move(loaded.source),
+                                          std::move(loaded.parameters), precision));
   TANDEM_RETURN_IF_ERROR(Insert(entry, /*replace=*/false));
   return entry;
 }
 
-absl::StatusOr<Entry> ModelStore::CreateDecoder(const std::string& name, NewDecoder decoder) {
+absl::StatusOr<Entry> ModelStore::CreateDecoder(const std::string& name, NewDecoder decoder,
+                                                Precision precision) {
   TANDEM_RETURN_IF_ERROR(CheckFree(name));
   TANDEM_ASSIGN_OR_RETURN(std::shared_ptr<const DecoderSource> source,
                           DecoderSource::Create(decoder.config));
   TANDEM_RETURN_IF_ERROR(CheckFits(*source));
   auto entry = std::make_shared<ModelEntry>(name, ModelFormat::kHuggingFace);
-  entry->model = std::make_unique<Model>(name, source, InitializeParameters(*source, decoder.seed));
-  entry->source = std::move(source);
+  entry->SetModel(std::make_unique<Model>(name, source, InitializeParameters(*source, decoder.seed),
+                                          precision));
   if (!decoder.characters.empty()) {
     TANDEM_ASSIGN_OR_RETURN(entry->tokenizer, CharacterTokenizer::Create(decoder.characters));
     entry->characters = std::move(decoder.characters);
@@ -265,18 +271,19 @@ absl::StatusOr<Entry> ModelStore::CreateDecoder(const std::string& name, NewDeco
   return entry;
 }
 
-absl::StatusOr<Entry> ModelStore::CreateCopy(const std::string& name, const std::string& original) {
+absl::StatusOr<Entry> ModelStore::CreateCopy(const std::string& name, const std::string& original,
+                                             std::optional<Precision> precision) {
   TANDEM_RETURN_IF_ERROR(CheckFree(name));
   TANDEM_ASSIGN_OR_RETURN(const Entry from, Find(original));
   auto entry = std::make_shared<ModelEntry>(name, from->format);
   TANDEM_RETURN_IF_ERROR(compute_.RunAndWait(Executor::Lane::kServing, [&]() -> absl::Status {
     TANDEM_ASSIGN_OR_RETURN(const Model* model, from->Live());
     TANDEM_ASSIGN_OR_RETURN(ParameterStore parameters, model->parameters().HostCopy());
-    entry->model = std::make_unique<Model>(name, from->source, std::move(parameters));
+    entry->SetModel(std::make_unique<Model>(name, from->file_source, std::move(parameters),
+                                            precision.value_or(from->precision)));
     return absl::OkStatus();
   }));
   entry->origin = from->origin;
-  entry->source = from->source;
   entry->tokenizer = from->tokenizer;
   entry->characters = from->characters;
   TANDEM_RETURN_IF_ERROR(Insert(entry, /*replace=*/false));
@@ -322,7 +329,8 @@ absl::StatusOr<ModelStore::Saved> ModelStore::Save(const std::string& name,
   }
   Saved saved{repository->Relative(place), 0};
   if (entry->format == ModelFormat::kOnnx) {
-    TANDEM_ASSIGN_OR_RETURN(const std::string bytes, SerializeOnnx(*entry->source, *parameters));
+    TANDEM_ASSIGN_OR_RETURN(const std::string bytes,
+                            SerializeOnnx(*entry->file_source, *parameters));
     TANDEM_RETURN_IF_ERROR(WriteFileAtomically(place, bytes));
     saved.bytes = static_cast<int64_t>(bytes.size());
   } else {
@@ -330,7 +338,7 @@ absl::StatusOr<ModelStore::Saved> ModelStore::Save(const std::string& name,
       TANDEM_RETURN_IF_ERROR(WriteFileAtomically(place / "tandem_characters.json",
                                                  WriteCharacters(entry->characters)));
     }
-    TANDEM_RETURN_IF_ERROR(SaveHuggingFace(*entry->source, *parameters, place, entry->origin));
+    TANDEM_RETURN_IF_ERROR(SaveHuggingFace(*entry->file_source, *parameters, place, entry->origin));
     saved.bytes = FolderBytes(place);
   }
   return saved;

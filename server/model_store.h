@@ -41,8 +41,10 @@ struct ModelEntry {
   std::string version = "1";
   absl::Status error;  // not OK: FAILED, and everything below is empty
   std::string origin;  // the folder it came from; empty: made in memory
-  std::shared_ptr<const GraphSource> source;
-  std::shared_ptr<const Tokenizer> tokenizer;  // null: none
+  Precision precision = Precision::kF32;
+  std::shared_ptr<const GraphSource> source;       // of the graphs that compute, in the precision
+  std::shared_ptr<const GraphSource> file_source;  // f32: what Save writes
+  std::shared_ptr<const Tokenizer> tokenizer;      // null: none
   std::u32string characters;  // of a character tokenizer that no folder of origin has
   std::shared_ptr<ModelMetrics> metrics;
 
@@ -54,6 +56,8 @@ struct ModelEntry {
   double accumulated_seconds = 0, accumulated_loss = 0;
   int64_t accumulated_tokens = 0;
 
+  // Before the entry is in the store.
+  void SetModel(std::unique_ptr<Model> made);
   // The model, or ABORTED where it was unloaded between a call's arrival and its turn.
   absl::StatusOr<Model*> Live() const;
 };
@@ -91,11 +95,15 @@ class ModelStore {
   // Loads every model of the repository; failures become entries. Stops early if `stop` says so.
   void LoadAll(const std::function<bool()>& stop);
   // Replaces the model, if it is loaded. FAILED_PRECONDITION: it is in training.
-  absl::StatusOr<Entry> Load(const std::string& name);
+  absl::StatusOr<Entry> Load(const std::string& name, Precision precision = Precision::kF32);
   // Each adds a model. ALREADY_EXISTS: the name is taken.
-  absl::StatusOr<Entry> CreateFromOnnx(const std::string& name, const std::string& bytes);
-  absl::StatusOr<Entry> CreateDecoder(const std::string& name, NewDecoder decoder);
-  absl::StatusOr<Entry> CreateCopy(const std::string& name, const std::string& original);
+  absl::StatusOr<Entry> CreateFromOnnx(const std::string& name, const std::string& bytes,
+                                       Precision precision = Precision::kF32);
+  absl::StatusOr<Entry> CreateDecoder(const std::string& name, NewDecoder decoder,
+                                      Precision precision = Precision::kF32);
+  // Without a precision: the original's.
+  absl::StatusOr<Entry> CreateCopy(const std::string& name, const std::string& original,
+                                   std::optional<Precision> precision = std::nullopt);
   absl::Status Unload(const std::string& name, bool force);
   struct Saved {
     std::string path;  // relative to the repository
@@ -112,7 +120,7 @@ class ModelStore {
   ModelStore(Options options, std::optional<Repository> repository, Executor& compute,
              Metrics& metrics);
   absl::StatusOr<const Repository*> repository() const;
-  absl::StatusOr<Entry> ReadEntry(const std::string& name) const;
+  absl::StatusOr<Entry> ReadEntry(const std::string& name, Precision precision) const;
   absl::Status CheckFree(const std::string& name) const;
   absl::Status Insert(Entry entry, bool replace);
   static void Retire(ModelEntry& entry, const absl::Status& why);

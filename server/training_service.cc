@@ -56,6 +56,7 @@ absl::Status OptimStep(ModelEntry& entry, const v1::OptimizerParameters& paramet
                           .loss = entry.accumulated_loss,
                           .grad_norm = report.grad_norm,
                           .learning_rate = options.learning_rate,
+                          .loss_scale = trainer->loss_scale(),
                           .tokens = entry.accumulated_tokens,
                           .skipped = report.skipped});
   entry.metrics->WeightsVersion(version);
@@ -79,13 +80,14 @@ absl::Status TrainStep(ModelEntry& entry, const Batch& batch,
 
 absl::Status StartTraining(ModelEntry& entry, const Objective& objective,
                            const OptimizerOptions& optimizer,
-                           const std::vector<std::string>& frozen, uint64_t seed,
-                           v1::Training* training) {
+                           const std::vector<std::string>& frozen, const LossScaling& loss_scaling,
+                           uint64_t seed, v1::Training* training) {
   TANDEM_ASSIGN_OR_RETURN(Model * model, entry.Live());
   if (entry.trainer != nullptr) {
     return FailedPrecondition("model '", entry.name, "' is already being trained");
   }
-  TANDEM_ASSIGN_OR_RETURN(entry.trainer, Trainer::Create(model, objective, optimizer, frozen));
+  TANDEM_ASSIGN_OR_RETURN(entry.trainer,
+                          Trainer::Create(model, objective, optimizer, frozen, loss_scaling));
   entry.trainer->SetRandomSeed(seed);
   entry.accumulated_seconds = 0;
   entry.accumulated_tokens = 0;
@@ -130,10 +132,12 @@ class TrainingService final : public v1::TrainingService::CallbackService {
           TANDEM_ASSIGN_OR_RETURN(auto entry, deps_.models.Find(request->model()));
           TANDEM_ASSIGN_OR_RETURN(Objective objective, FromProto(request->objective()));
           TANDEM_ASSIGN_OR_RETURN(OptimizerOptions optimizer, FromProto(request->optimizer()));
+          TANDEM_ASSIGN_OR_RETURN(LossScaling loss_scaling,
+                                  FromProto(request->loss_scaling(), entry->precision));
           return [=] {
-            return server::StartTraining(*entry, objective, optimizer,
-                                         {request->frozen().begin(), request->frozen().end()},
-                                         request->seed(), response->mutable_training());
+            return server::StartTraining(
+                *entry, objective, optimizer, {request->frozen().begin(), request->frozen().end()},
+                loss_scaling, request->seed(), response->mutable_training());
           };
         });
   }

@@ -29,6 +29,10 @@ std::string DtypeText(v1::DataType dtype) {
   return name.rfind(kPrefix, 0) == 0 ? name.substr(kPrefix.size()) : name;
 }
 
+std::string PrecisionText(v1::Precision precision) {
+  return precision == v1::PRECISION_BF16 ? "bf16" : precision == v1::PRECISION_F16 ? "f16" : "f32";
+}
+
 void PrintModel(const v1::Model& model) {
   std::vector<std::vector<std::string>> rows = {
       {"name", model.name()},
@@ -39,6 +43,7 @@ void PrintModel(const v1::Model& model) {
       {"weights version", std::to_string(model.weights_version())}};
   if (!model.weights_hash().empty()) rows.push_back({"weights hash", model.weights_hash()});
   rows.push_back({"device", model.device()});
+  rows.push_back({"precision", PrecisionText(model.precision())});
   for (const auto& spec : model.inputs()) {
     rows.push_back(
         {"input", StrCat(spec.name(), " ", DtypeText(spec.dtype()), " ", ShapeText(spec.shape()))});
@@ -102,11 +107,11 @@ absl::Status ListModels(const Session& session) {
     return absl::OkStatus();
   }
   std::vector<std::vector<std::string>> rows = {
-      {"MODEL", "FORMAT", "STATE", "PARAMETERS", "VERSION", "DEVICE"}};
+      {"MODEL", "FORMAT", "STATE", "PARAMETERS", "VERSION", "DEVICE", "PRECISION"}};
   for (const v1::Model& model : response.models()) {
     rows.push_back({model.name(), FormatText(model.format()), StateText(model),
                     WithCommas(model.parameter_count()), std::to_string(model.weights_version()),
-                    model.device()});
+                    model.device(), PrecisionText(model.precision())});
     if (!model.error().empty()) rows.back().back() += "  " + model.error();
   }
   PrintTable(rows);
@@ -128,8 +133,23 @@ absl::Status Status(const Session& session) {
   return ListModels(session);
 }
 
+// Empty: unspecified.
+v1::Precision ParsePrecision(const std::string& name) {
+  return name == "f32"    ? v1::PRECISION_F32
+         : name == "bf16" ? v1::PRECISION_BF16
+         : name == "f16"  ? v1::PRECISION_F16
+                          : v1::PRECISION_UNSPECIFIED;
+}
+
+void AddPrecision(CLI::App& app, std::string& precision) {
+  app.add_option("--precision", precision,
+                 "what the model computes in (weights are f32): f32, bf16 or f16; default: f32, or "
+                 "the original's for a copy")
+      ->check(CLI::IsMember({"f32", "bf16", "f16"}));
+}
+
 struct CreateOptions {
-  std::string name, onnx, copy_of, decoder, characters_of;
+  std::string name, onnx, copy_of, decoder, characters_of, precision;
   int64_t vocab = 0, layers = 4, heads = 4, kv_heads = 0, hidden = 128, intermediate = 0;
   int64_t positions = 256;
   bool no_bias = false, untied = false;
@@ -140,6 +160,7 @@ absl::Status Create(const Session& session, const CreateOptions& o) {
   v1::CreateModelRequest request;
   request.set_model(o.name);
   request.set_seed(o.seed);
+  request.set_precision(ParsePrecision(o.precision));
   if (!o.onnx.empty()) {
     TANDEM_ASSIGN_OR_RETURN(*request.mutable_onnx(), ReadFile(o.onnx));
   } else if (!o.copy_of.empty()) {
@@ -190,6 +211,7 @@ void AddCreate(CLI::App& models, Session& session) {
   create->add_flag("--no-bias", options->no_bias, "gpt2: no biases");
   create->add_flag("--untied", options->untied, "an output matrix apart from the embedding");
   create->add_option("--seed", options->seed, "seed of the initial weights")->capture_default_str();
+  AddPrecision(*create, options->precision);
   create->callback([&session, options] {
     session.Run([&]() -> absl::Status {
       if (options->onnx.empty() && options->copy_of.empty() && options->decoder.empty()) {
@@ -229,13 +251,18 @@ void AddModelCommands(CLI::App& app, Session& session) {
         return GetModel(session, request);
       })
       ->add_flag("--parameters", *parameters, "and its parameters, with shapes and roles");
-  add("load", "Read a model from the server's repository", [&session](const std::string& name) {
-    v1::LoadModelRequest request;
-    request.set_model(name);
-    absl::StatusOr<v1::LoadModelResponse> response = session.client().LoadModel(request);
-    if (!response.ok()) return response.status();
-    return ShowModel(session, response->model());
-  });
+  auto precision = std::make_shared<std::string>();
+  CLI::App* load = add("load", "Read a model from the server's repository",
+                       [&session, precision](const std::string& name) {
+                         v1::LoadModelRequest request;
+                         request.set_model(name);
+                         request.set_precision(ParsePrecision(*precision));
+                         absl::StatusOr<v1::LoadModelResponse> response =
+                             session.client().LoadModel(request);
+                         if (!response.ok()) return response.status();
+                         return ShowModel(session, response->model());
+                       });
+  AddPrecision(*load, *precision);
   auto force = std::make_shared<bool>(false);
   add("unload", "Drop a model from memory", [&session, force](const std::string& name) {
     v1::UnloadModelRequest request;

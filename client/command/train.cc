@@ -28,7 +28,9 @@ struct TrainOptions {
   int64_t batch = 12, steps = 500, warmup = -1, eval_every = 0, eval_batches = 20;
   double temperature = 0;
   double lr = 1e-3, min_lr = -1, beta1 = 0.9, beta2 = 0.99, epsilon = 1e-8, decay = 0.1, clip = 1;
-  bool decay_vectors = false;
+  std::string optimizer = "adamw", loss_scaling;
+  double momentum = 0, loss_scale = 0;
+  bool nesterov = false, decay_vectors = false;
   std::vector<std::string> no_decay, no_decay_roles;
   uint64_t seed = 1;
   // Sampling from the live weights while training goes on.
@@ -177,6 +179,13 @@ absl::StatusOr<v1::Loss> ParseLoss(const std::string& name) {
   return InvalidArgument("loss '", name, "' is unknown");
 }
 
+void SetLossScaling(const TrainOptions& o, v1::LossScaling& scaling) {
+  if (o.loss_scaling == "none") scaling.set_mode(v1::LOSS_SCALING_MODE_NONE);
+  if (o.loss_scaling == "static") scaling.set_mode(v1::LOSS_SCALING_MODE_STATIC);
+  if (o.loss_scaling == "dynamic") scaling.set_mode(v1::LOSS_SCALING_MODE_DYNAMIC);
+  if (o.loss_scale != 0) scaling.set_initial_scale(o.loss_scale);
+}
+
 absl::Status StartTraining(Client& client, const TrainOptions& o) {
   v1::GetTrainingRequest get;
   get.set_model(o.model);
@@ -190,11 +199,19 @@ absl::Status StartTraining(Client& client, const TrainOptions& o) {
   if (o.temperature != 0) request.mutable_objective()->set_temperature(o.temperature);
   request.mutable_objective()->set_reduction(v1::REDUCTION_MEAN);
   v1::OptimizerParameters& p = *request.mutable_optimizer()->mutable_parameters();
-  request.mutable_optimizer()->set_kind(v1::OPTIMIZER_KIND_ADAMW);
+  const bool sgd = o.optimizer == "sgd";
+  request.mutable_optimizer()->set_kind(sgd                     ? v1::OPTIMIZER_KIND_SGD
+                                        : o.optimizer == "adam" ? v1::OPTIMIZER_KIND_ADAM
+                                                                : v1::OPTIMIZER_KIND_ADAMW);
+  request.mutable_optimizer()->set_nesterov(o.nesterov);
   p.set_learning_rate(o.lr);
-  p.set_beta1(o.beta1);
-  p.set_beta2(o.beta2);
-  p.set_epsilon(o.epsilon);
+  if (sgd || o.momentum != 0) p.set_momentum(o.momentum);
+  if (!sgd) {
+    p.set_beta1(o.beta1);
+    p.set_beta2(o.beta2);
+    p.set_epsilon(o.epsilon);
+  }
+  SetLossScaling(o, *request.mutable_loss_scaling());
   p.set_weight_decay(o.decay);
   p.set_max_grad_norm(o.clip);
   request.mutable_optimizer()->set_decay_vectors(o.decay_vectors);
@@ -304,7 +321,7 @@ absl::Status Train(const Session& session, const TrainOptions& o) {
   int64_t sent = 0;
   double first_loss = 0, mean_loss = 0;
   const auto begin = std::chrono::steady_clock::now();
-  int64_t tokens = 0;
+  int64_t tokens = 0, skipped = 0;
   for (int64_t step = 0; step < o.steps; ++step) {
     for (; sent < o.steps && sent <= step + kAhead; ++sent) {
       if (!stream.Send(MakeStep(o, sent, *source))) break;
@@ -325,10 +342,13 @@ absl::Status Train(const Session& session, const TrainOptions& o) {
     }
     const double seconds =
         std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
-    progress.Update(step + 1, absl::StrFormat("loss %.4f  |g| %.2f  %.0f %s/s", mean_loss,
-                                              response.optim().grad_norm(),
-                                              static_cast<double>(tokens) / seconds,
-                                              o.text.empty() ? "examples" : "tokens"));
+    const v1::OptimStepResponse& optim = response.optim();
+    skipped += optim.skipped() ? 1 : 0;
+    std::string detail = absl::StrFormat("loss %.4f  |g| %.2f  %.0f %s/s", mean_loss,
+                                         optim.grad_norm(), static_cast<double>(tokens) / seconds,
+                                         o.text.empty() ? "examples" : "tokens");
+    if (optim.loss_scale() != 1) absl::StrAppendFormat(&detail, "  scale %g", optim.loss_scale());
+    progress.Update(step + 1, detail);
     if (o.sample_every > 0 && (step + 1) % o.sample_every == 0) sampler.Start(step + 1);
     if (const std::optional<std::string> text = sampler.Take()) progress.Note(*text);
     if (o.eval_every > 0 && (step + 1) % o.eval_every == 0 && step + 1 < o.steps &&
@@ -354,6 +374,10 @@ absl::Status Train(const Session& session, const TrainOptions& o) {
       std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
   std::printf("training loss %.4f -> %.4f in %lld steps, %.1f s\n", first_loss, mean_loss,
               static_cast<long long>(o.steps), seconds);
+  if (skipped > 0) {
+    std::printf("%lld steps skipped: their gradients were not finite\n",
+                static_cast<long long>(skipped));
+  }
   return absl::OkStatus();
 }
 
@@ -387,8 +411,18 @@ void AddTrainCommand(CLI::App& app, Session& session) {
   train->add_option("--lr", o->lr, "highest learning rate")->capture_default_str();
   train->add_option("--min-lr", o->min_lr, "learning rate at the end; default: a tenth");
   train->add_option("--warmup", o->warmup, "steps of linear warm-up; default: 5%, at most 100");
-  train->add_option("--beta1", o->beta1, "AdamW's beta1")->capture_default_str();
-  train->add_option("--beta2", o->beta2, "AdamW's beta2")->capture_default_str();
+  train->add_option("--optimizer", o->optimizer, "adamw, adam or sgd")
+      ->check(CLI::IsMember({"adamw", "adam", "sgd"}))
+      ->capture_default_str();
+  train->add_option("--beta1", o->beta1, "Adam's beta1")->capture_default_str();
+  train->add_option("--beta2", o->beta2, "Adam's beta2")->capture_default_str();
+  train->add_option("--momentum", o->momentum, "of sgd")->capture_default_str();
+  train->add_flag("--nesterov", o->nesterov, "sgd with Nesterov's momentum");
+  train
+      ->add_option("--loss-scaling", o->loss_scaling,
+                   "none, static or dynamic; default: dynamic for a model in f16, else none")
+      ->check(CLI::IsMember({"none", "static", "dynamic"}));
+  train->add_option("--loss-scale", o->loss_scale, "the (first) loss scale; default: 65536");
   train->add_option("--weight-decay", o->decay, "of matrices")->capture_default_str();
   train->add_flag("--decay-vectors", o->decay_vectors,
                   "of biases, norms and other vectors too, but for what follows");

@@ -159,6 +159,9 @@ class Model {
   Precision precision() const { return precision_; }
   // Of the graphs that compute, in the model's precision.
   const GraphSource& source() const { return *compute_source_; }
+  const std::shared_ptr<const GraphSource>& shared_compute_source() const {
+    return compute_source_;
+  }
   // As it was given: f32, and what writes the model's file.
   const std::shared_ptr<const GraphSource>& shared_source() const { return source_; }
   ParameterStore& parameters() { return parameters_; }

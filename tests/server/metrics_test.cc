@@ -82,7 +82,7 @@ TEST(Metrics, AModelsSeriesGoWithIt) {
   EXPECT_THAT(metrics.Text(), Not(HasSubstr("tandem_generation_tokens_total{")));
   model->Trained(
       {.seconds = 0.2, .loss = 1.5, .grad_norm = 3, .learning_rate = 0.01, .tokens = 64});
-  model->Trained({.seconds = 0.2, .loss = 1.5, .skipped = true});
+  model->Trained({.seconds = 0.2, .loss = 1.5, .loss_scale = 512, .skipped = true});
   model->PromptTokens(5);
   model->FirstToken(0.02);
   model->NextToken(0.002);
@@ -93,7 +93,8 @@ TEST(Metrics, AModelsSeriesGoWithIt) {
   const std::string text = metrics.Text();
   for (const char* line :
        {"tandem_train_steps_total{model=\"m\"} 1", "tandem_steps_skipped_total{model=\"m\"} 1",
-        "tandem_train_loss{model=\"m\"} 1.5", "tandem_train_tokens_total{model=\"m\"} 64",
+        "tandem_loss_scale{model=\"m\"} 512", "tandem_train_loss{model=\"m\"} 1.5",
+        "tandem_train_tokens_total{model=\"m\"} 64",
         "tandem_train_step_duration_seconds_count{model=\"m\"} 2",
         "tandem_prompt_tokens_total{model=\"m\"} 5",
         "tandem_generation_tokens_total{model=\"m\"} 1",
