@@ -86,6 +86,15 @@ v1::Precision ToProto(Precision precision) {
   return v1::PRECISION_UNSPECIFIED;
 }
 
+absl::StatusOr<Placement> ToPlacement(v1::Precision precision, const std::string& device) {
+  Placement placement;
+  TANDEM_ASSIGN_OR_RETURN(placement.precision, FromProto(precision));
+  if (!device.empty()) {
+    TANDEM_ASSIGN_OR_RETURN(placement.device, FindBackend(device));
+  }
+  return placement;
+}
+
 absl::StatusOr<std::optional<Precision>> FromProto(v1::Precision precision) {
   if (precision == v1::PRECISION_UNSPECIFIED) return std::optional<Precision>();
   for (const Precision known : {Precision::kF32, Precision::kBF16, Precision::kF16}) {
@@ -188,6 +197,7 @@ void ToProto(const ModelEntry& entry, bool with_hash, v1::Model* out) {
   out->set_state(v1::MODEL_STATE_READY);
   for (const IoSpec& input : entry.source->inputs()) ToProto(input, out->add_inputs());
   for (const IoSpec& output : entry.source->outputs()) ToProto(output, out->add_outputs());
+  out->set_device(std::string(entry.device->name()));
   out->set_precision(ToProto(entry.precision));
   if (const SequenceModelInfo* info = entry.source->sequence()) {
     FillLanguageModel(entry, *info, out->mutable_language_model());
@@ -197,7 +207,6 @@ void ToProto(const ModelEntry& entry, bool with_hash, v1::Model* out) {
   out->set_parameter_count(model.parameter_count());
   out->set_parameter_bytes(model.parameters().flat_size() * static_cast<int64_t>(sizeof(float)));
   out->set_weights_version(model.weights_version());
-  out->set_device(std::string(model.backend().name()));
   if (with_hash) {
     // Empty where the device failed; the next computation there says how.
     out->set_weights_hash(model.WeightsHash().value_or(""));

@@ -60,9 +60,10 @@ class ModelService final : public v1::ModelService::CallbackService {
       if (request->source_case() == v1::CreateModelRequest::SOURCE_NOT_SET) {
         return InvalidArgument("no source is set: expected onnx, decoder or copy_of");
       }
-      TANDEM_RETURN_IF_ERROR(FromProto(request->precision()).status());
+      TANDEM_ASSIGN_OR_RETURN(const Placement placement,
+                              ToPlacement(request->precision(), request->device()));
       return [=, this]() -> absl::Status {
-        TANDEM_ASSIGN_OR_RETURN(const auto entry, Create(*request));
+        TANDEM_ASSIGN_OR_RETURN(const auto entry, Create(*request, placement));
         return Describe(*entry, response->mutable_model());
       };
     });
@@ -71,12 +72,10 @@ class ModelService final : public v1::ModelService::CallbackService {
   Reactor* LoadModel(Context* context, const v1::LoadModelRequest* request,
                      v1::LoadModelResponse* response) override {
     return StartCall(load_model_, context, Place::kLoader, [=, this]() -> absl::StatusOr<Work> {
-      TANDEM_ASSIGN_OR_RETURN(const std::optional<Precision> precision,
-                              FromProto(request->precision()));
+      TANDEM_ASSIGN_OR_RETURN(const Placement placement,
+                              ToPlacement(request->precision(), request->device()));
       return [=, this]() -> absl::Status {
-        TANDEM_ASSIGN_OR_RETURN(
-            const auto entry,
-            deps_.models.Load(request->model(), precision.value_or(Precision::kF32)));
+        TANDEM_ASSIGN_OR_RETURN(const auto entry, deps_.models.Load(request->model(), placement));
         return Describe(*entry, response->mutable_model());
       };
     });
@@ -131,17 +130,16 @@ class ModelService final : public v1::ModelService::CallbackService {
  private:
   // The two below run on the loader's thread.
 
-  absl::StatusOr<ModelStore::Entry> Create(const v1::CreateModelRequest& request) {
-    TANDEM_ASSIGN_OR_RETURN(const std::optional<Precision> given, FromProto(request.precision()));
-    const Precision precision = given.value_or(Precision::kF32);
+  absl::StatusOr<ModelStore::Entry> Create(const v1::CreateModelRequest& request,
+                                           const Placement& placement) {
     if (request.has_onnx()) {
-      return deps_.models.CreateFromOnnx(request.model(), request.onnx(), precision);
+      return deps_.models.CreateFromOnnx(request.model(), request.onnx(), placement);
     }
     if (request.has_copy_of()) {
-      return deps_.models.CreateCopy(request.model(), request.copy_of(), given);
+      return deps_.models.CreateCopy(request.model(), request.copy_of(), placement);
     }
     TANDEM_ASSIGN_OR_RETURN(NewDecoder decoder, FromProto(request.decoder(), request.seed()));
-    return deps_.models.CreateDecoder(request.model(), std::move(decoder), precision);
+    return deps_.models.CreateDecoder(request.model(), std::move(decoder), placement);
   }
 
   absl::Status Describe(const ModelEntry& entry, v1::Model* model) {

@@ -183,7 +183,8 @@ absl::Status ModelStore::CheckNotTraining(const std::string& name) {
   });
 }
 
-absl::StatusOr<Entry> ModelStore::Load(const std::string& name, Precision precision) {
+absl::StatusOr<Entry> ModelStore::Load(const std::string& name, const Placement& placement) {
+  const Precision precision = placement.precision.value_or(Precision::kF32);
   TANDEM_RETURN_IF_ERROR(CheckModelName(name));
   TANDEM_RETURN_IF_ERROR(CheckNotTraining(name));
   const auto begin = std::chrono::steady_clock::now();
@@ -204,9 +205,11 @@ absl::StatusOr<Entry> ModelStore::Load(const std::string& name, Precision precis
   const std::chrono::duration<double> taken = std::chrono::steady_clock::now() - begin;
   (*entry)->metrics = metrics_.Model(name);
   (*entry)->metrics->Loaded(taken.count());
+  (*entry)->device = DeviceOf(placement);
   TANDEM_RETURN_IF_ERROR(Insert(*entry, /*replace=*/true));
-  spdlog::info("loaded model '{}' version {}: {} parameters, {}, {:.3f} s", name, (*entry)->version,
-               (*entry)->model->parameter_count(), PrecisionName(precision), taken.count());
+  spdlog::info("loaded model '{}' version {}: {} parameters, {} on {}, {:.3f} s", name,
+               (*entry)->version, (*entry)->model->parameter_count(), PrecisionName(precision),
+               (*entry)->device->name(), taken.count());
   return entry;
 }
 
@@ -217,7 +220,7 @@ absl::Status ModelStore::Insert(Entry entry, bool replace) {
     if (existing != nullptr && existing->trainer != nullptr) {
       return FailedPrecondition("model '", entry->name, "' is being trained: stop that first");
     }
-    TANDEM_RETURN_IF_ERROR(entry->model->MoveTo(*options_.device));
+    TANDEM_RETURN_IF_ERROR(entry->model->MoveTo(*entry->device));
     if (entry->metrics == nullptr) entry->metrics = metrics_.Model(entry->name);
     entry->metrics->WeightsVersion(entry->model->weights_version());
     {
@@ -244,25 +247,28 @@ absl::Status ModelStore::CheckFree(const std::string& name) const {
 }
 
 absl::StatusOr<Entry> ModelStore::CreateFromOnnx(const std::string& name, const std::string& bytes,
-                                                 Precision precision) {
+                                                 const Placement& placement) {
   TANDEM_RETURN_IF_ERROR(CheckFree(name));
   TANDEM_ASSIGN_OR_RETURN(LoadedOnnx loaded, LoadOnnx(bytes));
   auto entry = std::make_shared<ModelEntry>(name, ModelFormat::kOnnx);
   entry->SetModel(std::make_unique<Model>(name, std::move(loaded.source),
-                                          std::move(loaded.parameters), precision));
+                                          std::move(loaded.parameters),
+                                          placement.precision.value_or(Precision::kF32)));
+  entry->device = DeviceOf(placement);
   TANDEM_RETURN_IF_ERROR(Insert(entry, /*replace=*/false));
   return entry;
 }
 
 absl::StatusOr<Entry> ModelStore::CreateDecoder(const std::string& name, NewDecoder decoder,
-                                                Precision precision) {
+                                                const Placement& placement) {
   TANDEM_RETURN_IF_ERROR(CheckFree(name));
   TANDEM_ASSIGN_OR_RETURN(std::shared_ptr<const DecoderSource> source,
                           DecoderSource::Create(decoder.config));
   TANDEM_RETURN_IF_ERROR(CheckFits(*source));
   auto entry = std::make_shared<ModelEntry>(name, ModelFormat::kHuggingFace);
   entry->SetModel(std::make_unique<Model>(name, source, InitializeParameters(*source, decoder.seed),
-                                          precision));
+                                          placement.precision.value_or(Precision::kF32)));
+  entry->device = DeviceOf(placement);
   if (!decoder.characters.empty()) {
     TANDEM_ASSIGN_OR_RETURN(entry->tokenizer, CharacterTokenizer::Create(decoder.characters));
     entry->characters = std::move(decoder.characters);
@@ -272,7 +278,7 @@ absl::StatusOr<Entry> ModelStore::CreateDecoder(const std::string& name, NewDeco
 }
 
 absl::StatusOr<Entry> ModelStore::CreateCopy(const std::string& name, const std::string& original,
-                                             std::optional<Precision> precision) {
+                                             const Placement& placement) {
   TANDEM_RETURN_IF_ERROR(CheckFree(name));
   TANDEM_ASSIGN_OR_RETURN(const Entry from, Find(original));
   auto entry = std::make_shared<ModelEntry>(name, from->format);
@@ -280,9 +286,10 @@ absl::StatusOr<Entry> ModelStore::CreateCopy(const std::string& name, const std:
     TANDEM_ASSIGN_OR_RETURN(const Model* model, from->Live());
     TANDEM_ASSIGN_OR_RETURN(ParameterStore parameters, model->parameters().HostCopy());
     entry->SetModel(std::make_unique<Model>(name, from->file_source, std::move(parameters),
-                                            precision.value_or(from->precision)));
+                                            placement.precision.value_or(from->precision)));
     return absl::OkStatus();
   }));
+  entry->device = placement.device != nullptr ? placement.device : from->device;
   entry->origin = from->origin;
   entry->tokenizer = from->tokenizer;
   entry->characters = from->characters;

@@ -42,6 +42,7 @@ struct ModelEntry {
   absl::Status error;  // not OK: FAILED, and everything below is empty
   std::string origin;  // the folder it came from; empty: made in memory
   Precision precision = Precision::kF32;
+  const Backend* device = &CpuBackend();           // where the store puts the model
   std::shared_ptr<const GraphSource> source;       // of the graphs that compute, in the precision
   std::shared_ptr<const GraphSource> file_source;  // f32: what Save writes
   std::shared_ptr<const Tokenizer> tokenizer;      // null: none
@@ -67,6 +68,13 @@ struct NewDecoder {
   DecoderConfig config;
   uint64_t seed = 0;
   std::u32string characters;  // of its character tokenizer; empty: no tokenizer
+};
+
+// In what and where a model computes. Unset: for a copy as its original, else f32, on the server's
+// device.
+struct Placement {
+  std::optional<Precision> precision;
+  const Backend* device = nullptr;
 };
 
 class ModelStore {
@@ -95,15 +103,14 @@ class ModelStore {
   // Loads every model of the repository; failures become entries. Stops early if `stop` says so.
   void LoadAll(const std::function<bool()>& stop);
   // Replaces the model, if it is loaded. FAILED_PRECONDITION: it is in training.
-  absl::StatusOr<Entry> Load(const std::string& name, Precision precision = Precision::kF32);
+  absl::StatusOr<Entry> Load(const std::string& name, const Placement& placement = {});
   // Each adds a model. ALREADY_EXISTS: the name is taken.
   absl::StatusOr<Entry> CreateFromOnnx(const std::string& name, const std::string& bytes,
-                                       Precision precision = Precision::kF32);
+                                       const Placement& placement = {});
   absl::StatusOr<Entry> CreateDecoder(const std::string& name, NewDecoder decoder,
-                                      Precision precision = Precision::kF32);
-  // Without a precision: the original's.
+                                      const Placement& placement = {});
   absl::StatusOr<Entry> CreateCopy(const std::string& name, const std::string& original,
-                                   std::optional<Precision> precision = std::nullopt);
+                                   const Placement& placement = {});
   absl::Status Unload(const std::string& name, bool force);
   struct Saved {
     std::string path;  // relative to the repository
@@ -121,6 +128,9 @@ class ModelStore {
              Metrics& metrics);
   absl::StatusOr<const Repository*> repository() const;
   absl::StatusOr<Entry> ReadEntry(const std::string& name, Precision precision) const;
+  const Backend* DeviceOf(const Placement& placement) const {
+    return placement.device != nullptr ? placement.device : options_.device;
+  }
   absl::Status CheckFree(const std::string& name) const;
   absl::Status Insert(Entry entry, bool replace);
   static void Retire(ModelEntry& entry, const absl::Status& why);

@@ -141,6 +141,12 @@ v1::Precision ParsePrecision(const std::string& name) {
                           : v1::PRECISION_UNSPECIFIED;
 }
 
+void AddDevice(CLI::App& app, std::string& device) {
+  app.add_option("--device", device,
+                 "where the model computes: cpu, cuda:0 ...; default: the server's, or the "
+                 "original's for a copy");
+}
+
 void AddPrecision(CLI::App& app, std::string& precision) {
   app.add_option("--precision", precision,
                  "what the model computes in (weights are f32): f32, bf16 or f16; default: f32, or "
@@ -149,7 +155,7 @@ void AddPrecision(CLI::App& app, std::string& precision) {
 }
 
 struct CreateOptions {
-  std::string name, onnx, copy_of, decoder, characters_of, precision;
+  std::string name, onnx, copy_of, decoder, characters_of, precision, device;
   int64_t vocab = 0, layers = 4, heads = 4, kv_heads = 0, hidden = 128, intermediate = 0;
   int64_t positions = 256;
   bool no_bias = false, untied = false;
@@ -161,6 +167,7 @@ absl::Status Create(const Session& session, const CreateOptions& o) {
   request.set_model(o.name);
   request.set_seed(o.seed);
   request.set_precision(ParsePrecision(o.precision));
+  request.set_device(o.device);
   if (!o.onnx.empty()) {
     TANDEM_ASSIGN_OR_RETURN(*request.mutable_onnx(), ReadFile(o.onnx));
   } else if (!o.copy_of.empty()) {
@@ -212,6 +219,7 @@ void AddCreate(CLI::App& models, Session& session) {
   create->add_flag("--untied", options->untied, "an output matrix apart from the embedding");
   create->add_option("--seed", options->seed, "seed of the initial weights")->capture_default_str();
   AddPrecision(*create, options->precision);
+  AddDevice(*create, options->device);
   create->callback([&session, options] {
     session.Run([&]() -> absl::Status {
       if (options->onnx.empty() && options->copy_of.empty() && options->decoder.empty()) {
@@ -252,17 +260,20 @@ void AddModelCommands(CLI::App& app, Session& session) {
       })
       ->add_flag("--parameters", *parameters, "and its parameters, with shapes and roles");
   auto precision = std::make_shared<std::string>();
+  auto device = std::make_shared<std::string>();
   CLI::App* load = add("load", "Read a model from the server's repository",
-                       [&session, precision](const std::string& name) {
+                       [&session, precision, device](const std::string& name) {
                          v1::LoadModelRequest request;
                          request.set_model(name);
                          request.set_precision(ParsePrecision(*precision));
+                         request.set_device(*device);
                          absl::StatusOr<v1::LoadModelResponse> response =
                              session.client().LoadModel(request);
                          if (!response.ok()) return response.status();
                          return ShowModel(session, response->model());
                        });
   AddPrecision(*load, *precision);
+  AddDevice(*load, *device);
   auto force = std::make_shared<bool>(false);
   add("unload", "Drop a model from memory", [&session, force](const std::string& name) {
     v1::UnloadModelRequest request;
