@@ -174,7 +174,7 @@ __global__ void __launch_bounds__(S::kThreads, 1)
   const int steps = static_cast<int>((p.k + kWgmmaDepth - 1) / kWgmmaDepth);
   Ring<S::kStages> ring;
   if (thread >= 128 * S::kConsumers) {
-    if constexpr (S::kMovesRegisters && kTma) RegistersDecrease<40>();
+    if constexpr (S::kMovesRegisters) RegistersDecrease<kTma ? 40 : 64>();
     if (kTma && thread != 128 * S::kConsumers) return;
     for (int64_t index = blockIdx.x; index < count; index += gridDim.x) {
       const TileOrder::Place place = order.At(index);
@@ -213,7 +213,7 @@ __global__ void __launch_bounds__(S::kThreads, 1)
       }
     }
   } else {
-    if constexpr (S::kMovesRegisters && kTma) RegistersIncrease<232>();
+    if constexpr (S::kMovesRegisters) RegistersIncrease<kTma ? 232 : 224>();
     const int consumer = thread / 128;
     auto* const staging =
         reinterpret_cast<float*>(shared + S::kStagingAt + thread / 32 * S::kStagingBytes);
