@@ -2,43 +2,14 @@
 #include "engine/backend/cpu/dtypes.h"
 #include "engine/backend/cpu/kernels/gemm.h"
 #include "engine/backend/cpu/kernels_table.h"
+#include "engine/backend/matmul_sizes.h"
 
 namespace tandem::cpu {
 namespace {
 
-struct Sizes {
-  bool transpose_a, transpose_b;
-  int64_t m, n, k;
-  Loop<3> batch;  // strides in elements: out, a, b
-
-  explicit Sizes(const KernelSpec& spec)
-      : transpose_a(spec.attributes->Int("transpose_a") != 0),
-        transpose_b(spec.attributes->Int("transpose_b") != 0),
-        m(spec.out()[-2]),
-        n(spec.out()[-1]),
-        k(spec.in(0)[transpose_a ? -2 : -1]) {
-    const auto leading = [](const Shape& s) { return Shape(s.dims().first(s.rank() - 2)); };
-    const Shape out = leading(spec.out()), a = leading(spec.in(0)), b = leading(spec.in(1));
-    const auto strides_a = BroadcastStrides(a, out), strides_b = BroadcastStrides(b, out);
-    const auto strides_out = out.Strides();
-    Loop<3> dims;
-    for (int i = 0; i < out.rank(); ++i) {
-      dims.push_back(
-          {out[i], {strides_out[i] * m * n, strides_a[i] * m * k, strides_b[i] * k * n}});
-    }
-    batch = Coalesce<3>(dims);
-    // Rows of several matrices that share one right side are rows of one matrix.
-    LoopDim<3>& last = batch.back();
-    if (!transpose_a && last.size > 1 && last.stride[2] == 0) {
-      m *= last.size;
-      last = {1, {0, 0, 0}};
-    }
-  }
-};
-
 absl::StatusOr<BoundKernel> BindGemm(const KernelSpec& spec) {
-  Sizes sizes(spec);
-  const LoopDim<3>& inner = sizes.batch.back();
+  MatMulSizes sizes(spec);
+  const LoopDim<3>& inner = sizes.inner();
   GemmParams params;
   params.batch = inner.size;
   params.m = sizes.m;
@@ -54,24 +25,15 @@ absl::StatusOr<BoundKernel> BindGemm(const KernelSpec& spec) {
   params.c_batch_stride = inner.stride[0];
   const bool bias = spec.has(2);
   const int64_t scratch_bytes = GemmScratchBytes(params);
-  return BoundKernel{[params, bias, batch = std::move(sizes.batch)](const KernelArgs& args) {
+  return BoundKernel{[params, bias, sizes = std::move(sizes)](const KernelArgs& args) {
                        GemmParams p = params;
                        p.bias = bias ? args.in<float>(2) : nullptr;
-                       const size_t outer = batch.size() - 1;
-                       const int64_t count = CountDims<3>(batch, outer);
-                       for (int64_t position = 0; position < count; ++position) {
-                         std::array<int64_t, 3> offset{};
-                         int64_t rest = position;
-                         for (size_t i = outer; i-- > 0;) {
-                           const int64_t index = rest % batch[i].size;
-                           rest /= batch[i].size;
-                           for (int j = 0; j < 3; ++j) offset[j] += index * batch[i].stride[j];
-                         }
+                       sizes.ForOuter([&](const std::array<int64_t, 3>& offset) {
                          p.c = args.out<float>() + offset[0];
                          p.a = args.in<float>(0) + offset[1];
                          p.b = args.in<float>(1) + offset[2];
                          Gemm(p, args.scratch);
-                       }
+                       });
                      },
                      scratch_bytes};
 }
@@ -80,7 +42,7 @@ absl::StatusOr<BoundKernel> BindGemm(const KernelSpec& spec) {
 template <typename T>
 BoundKernel BindPlain(const KernelSpec& spec) {
   using Sum = std::conditional_t<std::is_integral_v<T>, uint64_t, T>;
-  Sizes sizes(spec);
+  MatMulSizes sizes(spec);
   const bool bias = spec.has(2);
   // Element (i, j) of op(A) is at i * a_row + j * a_col.
   const int64_t a_row = sizes.transpose_a ? 1 : sizes.k, a_col = sizes.transpose_a ? sizes.m : 1;

@@ -139,16 +139,6 @@ void CopyTyped(const Loop<2>& dims, void* to, const void* from) {
 
 }  // namespace
 
-std::vector<int64_t> BroadcastStrides(const Shape& shape, const Shape& out) {
-  const auto own = shape.Strides();
-  const int added = out.rank() - shape.rank();
-  std::vector<int64_t> strides(out.rank(), 0);
-  for (int i = 0; i < shape.rank(); ++i) {
-    if (shape[i] == out[i + added]) strides[i + added] = own[i];
-  }
-  return strides;
-}
-
 void CopyStrided(const Loop<2>& dims, int64_t element_bytes, void* out, const void* in) {
   if (CountDims<2>(dims, dims.size()) == 0) return;
   switch (element_bytes) {

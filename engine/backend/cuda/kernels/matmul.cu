@@ -3,7 +3,9 @@
 
 int tandem_cuda_matmul(const struct tandem_cuda_matmul_params* params, tandem_cuda_stream stream) {
   using namespace tandem::cuda;
-  const MatMulParams& p = *params;
+  MatMulParams p = *params;
+  // The distance to a second product need not suit the copy engine where there is none.
+  if (p.batch == 1) p.a_stride = p.b_stride = p.out_stride = 0;
   auto* const s = static_cast<cudaStream_t>(stream);
   const bool half = p.dtype == TANDEM_CUDA_BF16 || p.dtype == TANDEM_CUDA_F16;
   if (p.out_dtype != p.dtype && !(half && p.out_dtype == TANDEM_CUDA_F32)) {
