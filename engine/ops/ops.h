@@ -217,7 +217,7 @@ Value Rope(Builder& b, Value x, Value positions, Value table, bool inverse = fal
 Tensor RopeTable(double theta, int64_t head_dim, int64_t max_positions);
 // Causal attention within each sequence (Dao et al., FlashAttention-2). q (N, H, D), k and v
 // (N, Hkv, D), query_start (S + 1) i32: sequence s holds tokens [query_start[s], query_start[s+1]).
-// -> {out (N, H, D), lse (N, H)}. scale multiplies the scores.
+// -> {out (N, H, D), lse (N, H), f32 or f64 where q is}. scale multiplies the scores.
 std::vector<Value> Attention(Builder& b, Value q, Value k, Value v, Value query_start,
                              double scale);
 // -> {dq, dk, dv}

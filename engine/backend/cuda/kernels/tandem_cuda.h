@@ -99,5 +99,6 @@ TANDEM_CUDA_API int tandem_cuda_recording_destroy(tandem_cuda_recording recordin
 #include "engine/backend/cuda/kernels/elementwise.h"
 #include "engine/backend/cuda/kernels/matmul.h"
 #include "engine/backend/cuda/kernels/normalization.h"
+#include "engine/backend/cuda/kernels/attention.h"
 
 #endif /* TANDEM_CUDA_H_ */

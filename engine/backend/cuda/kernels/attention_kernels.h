@@ -1,0 +1,13 @@
+// The kernel families of attention; attention.cu chooses. `splits` is 1, or the grid's splits of
+// the keys, each leaving Partials.
+#pragma once
+
+#include "engine/backend/cuda/kernels/attention_schedule.h"
+
+namespace tandem::cuda {
+
+// Any head_dim <= 256, arithmetic in f32.
+cudaError_t AttentionGeneric(const AttentionParams& p, int splits, cudaStream_t stream);
+cudaError_t AttentionGradGeneric(const AttentionGradParams& p, cudaStream_t stream);
+
+}  // namespace tandem::cuda
