@@ -10,9 +10,11 @@
 #define TANDEM_CUDA_ELEMENTWISE_KERNELS(OP) \
   OP(Neg)
 #define TANDEM_CUDA_NORMALIZATION_KERNELS(OP) \
+  OP(Softmax) OP(SoftmaxGrad) OP(LogSoftmax) OP(LogSoftmaxGrad) \
   OP(LayerNorm) OP(LayerNormGrad) OP(RmsNorm) OP(RmsNormGrad)
 #define TANDEM_CUDA_LINEAR_KERNELS(OP) \
   OP(MatMul)
+#define TANDEM_CUDA_LOSS_KERNELS(OP) OP(SoftmaxCrossEntropy) OP(SoftmaxCrossEntropyGrad)
 #define TANDEM_CUDA_KERNELS(OP)       \
   TANDEM_CUDA_LINEAR_KERNELS(OP)      \
   TANDEM_CUDA_ELEMENTWISE_KERNELS(OP) \
@@ -22,6 +24,8 @@
 #define TANDEM_CUDA_KERNELS(OP) \
   TANDEM_CUDA_ELEMENTWISE_KERNELS(OP) \
   TANDEM_CUDA_ATTENTION_KERNELS(OP)
+  TANDEM_CUDA_NORMALIZATION_KERNELS(OP) \
+  TANDEM_CUDA_LOSS_KERNELS(OP)
 // clang-format on
 
 namespace tandem::cuda {

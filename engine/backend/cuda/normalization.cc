@@ -64,8 +64,56 @@ absl::StatusOr<BoundKernel> BindNormGrad(const KernelSpec& spec) {
                      bytes};
 }
 
+// x -> y and (y, dy) -> dx
+template <typename RowsCall>
+BoundKernel BindRows(const KernelSpec& spec, const RowsCall& call) {
+  const Matrix m(spec.in(0));
+  const int32_t dtype = Number(spec.dtype());
+  return {[=](const KernelArgs& args) {
+    call(dtype, args.inputs[0], args.outputs[0], m.rows, m.cols, call.device->stream());
+  }};
+}
+template <typename RowsCall>
+BoundKernel BindRowsGrad(const KernelSpec& spec, const RowsCall& call) {
+  const Matrix m(spec.in(0));
+  const int32_t dtype = Number(spec.dtype());
+  return {[=](const KernelArgs& args) {
+    call(dtype, args.inputs[0], args.inputs[1], args.outputs[0], m.rows, m.cols,
+         call.device->stream());
+  }};
+}
+
+absl::StatusOr<BoundKernel> BindSoftmax(const KernelSpec& spec) {
+  TANDEM_RETURN_IF_ERROR(RequireFloat(spec, 0));
+  TANDEM_CUDA_CALL(softmax, tandem_cuda_softmax, spec);
+  return BindRows(spec, softmax);
+}
+
+absl::StatusOr<BoundKernel> BindLogSoftmax(const KernelSpec& spec) {
+  TANDEM_RETURN_IF_ERROR(RequireFloat(spec, 0));
+  TANDEM_CUDA_CALL(softmax, tandem_cuda_log_softmax, spec);
+  return BindRows(spec, softmax);
+}
+
+absl::StatusOr<BoundKernel> BindSoftmaxGrad(const KernelSpec& spec) {
+  TANDEM_RETURN_IF_ERROR(RequireFloat(spec, 0));
+  TANDEM_CUDA_CALL(grad, tandem_cuda_softmax_grad, spec);
+  return BindRowsGrad(spec, grad);
+}
+
+absl::StatusOr<BoundKernel> BindLogSoftmaxGrad(const KernelSpec& spec) {
+  TANDEM_RETURN_IF_ERROR(RequireFloat(spec, 0));
+  TANDEM_CUDA_CALL(grad, tandem_cuda_log_softmax_grad, spec);
+  return BindRowsGrad(spec, grad);
+}
+
 }  // namespace
 
+// The row kernels take an output that is an input of the same shape.
+constinit const Kernel kSoftmaxKernel = {.bind = BindSoftmax, .in_place = true};
+constinit const Kernel kSoftmaxGradKernel = {.bind = BindSoftmaxGrad, .in_place = true};
+constinit const Kernel kLogSoftmaxKernel = {.bind = BindLogSoftmax, .in_place = true};
+constinit const Kernel kLogSoftmaxGradKernel = {.bind = BindLogSoftmaxGrad, .in_place = true};
 constinit const Kernel kRmsNormKernel = {.bind = BindRmsNorm};
 constinit const Kernel kRmsNormGradKernel = {.bind = BindNormGrad<false>};
 constinit const Kernel kLayerNormKernel = {.bind = BindLayerNorm};

@@ -11,7 +11,7 @@ namespace {
 
 constexpr int kVectors = 2;       // a thread's, of a row
 constexpr int64_t kChunks = 264;  // about two blocks a multiprocessor of an H100 or H200
-constexpr int kSumLanes = 32;     // chunks that SumChunks adds at once
+constexpr int kSumLanes = 8;      // chunks that SumChunks adds at once
 
 struct GradParams {
   const void *x, *dy, *gamma;
@@ -220,10 +220,10 @@ __global__ void __launch_bounds__(256) ColumnPartials(GradParams p) {
   if (kLayer) p.dbeta[blockIdx.y * int64_t{static_cast<unsigned>(p.cols)} + column] = dbeta;
 }
 
-// out[column] = the sum of partial[chunk][column]: lane y adds the chunks y, y + 32, ... in order,
+// out[column] = the sum of partial[chunk][column]: lane y adds the chunks y, y + 8, ... in order,
 // then the lanes in a tree. blockIdx.y is 1 for the second of the two outputs.
 template <typename T>
-__global__ void __launch_bounds__(1024) SumChunks(const float* partial0, const float* partial1,
+__global__ void __launch_bounds__(256) SumChunks(const float* partial0, const float* partial1,
                                                   T* out0, T* out1, int64_t chunks, int cols) {
   __shared__ float sums[kSumLanes][33];
   const float* const partial = blockIdx.y == 0 ? partial0 : partial1;
