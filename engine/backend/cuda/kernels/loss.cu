@@ -1,6 +1,5 @@
 // Log-sum-exp, cross entropy and its gradient.
 #include "engine/backend/cuda/kernels/log_sum_exp.h"
-#include "engine/backend/cuda/kernels/loss.h"
 
 namespace tandem::cuda {
 namespace {
