@@ -98,9 +98,9 @@ TANDEM_CUDA_API int tandem_cuda_recording_destroy(tandem_cuda_recording recordin
 /* The kernels, family by family. */
 #include "engine/backend/cuda/kernels/elementwise.h"
 #include "engine/backend/cuda/kernels/matmul.h"
-#include "engine/backend/cuda/kernels/embedding.h"
-#include "engine/backend/cuda/kernels/loss.h"
 #include "engine/backend/cuda/kernels/normalization.h"
 #include "engine/backend/cuda/kernels/attention.h"
+#include "engine/backend/cuda/kernels/loss.h"
+#include "engine/backend/cuda/kernels/embedding.h"
 
 #endif /* TANDEM_CUDA_H_ */
