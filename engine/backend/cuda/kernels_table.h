@@ -7,6 +7,10 @@
 #include "engine/ops/definitions.h"
 
 // clang-format off
+#define TANDEM_CUDA_UNARY_KERNELS(OP) \
+  OP(Neg) OP(Abs) OP(Sign) OP(Exp) OP(Log) OP(Sqrt) OP(Rsqrt) OP(Reciprocal) OP(Tanh) \
+  OP(Sigmoid) OP(Erf) OP(Relu) OP(Gelu) OP(GeluTanh) OP(Silu) OP(Softplus) OP(Sin) OP(Cos) \
+  OP(Floor) OP(Ceil) OP(Round) OP(Square) OP(Log1p) OP(Expm1) OP(Not)
 #define TANDEM_CUDA_ELEMENTWISE_KERNELS(OP) \
   OP(Neg)
 #define TANDEM_CUDA_NORMALIZATION_KERNELS(OP) \
@@ -22,6 +26,8 @@
   TANDEM_CUDA_NORMALIZATION_KERNELS(OP)
 #define TANDEM_CUDA_ATTENTION_KERNELS(OP) \
   OP(Attention) OP(AttentionGrad) OP(PagedAttention)
+  TANDEM_CUDA_UNARY_KERNELS(OP) \
+  TANDEM_UNARY_GRAD_OPS(OP) TANDEM_BINARY_OPS(OP) OP(Where) OP(Cast) OP(SwiGlu) OP(SwiGluGrad)
 #define TANDEM_CUDA_KERNELS(OP) \
   TANDEM_CUDA_ELEMENTWISE_KERNELS(OP) \
   TANDEM_CUDA_ATTENTION_KERNELS(OP)
