@@ -73,6 +73,14 @@ struct Call<int(Parameters...)> {
   const char* name = "";
   void operator()(Parameters... arguments) const { device->Check(function(arguments...), name); }
 };
+// One that computes a number, and cannot fail.
+template <typename... Parameters>
+struct Call<int64_t(Parameters...)> {
+  int64_t (*function)(Parameters...) = nullptr;
+  const Device* device = nullptr;
+  const char* name = "";
+  int64_t operator()(Parameters... arguments) const { return function(arguments...); }
+};
 
 // The function of the spec's device's library; Unimplemented where that library lacks it.
 template <typename Function>

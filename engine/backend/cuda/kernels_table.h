@@ -34,6 +34,15 @@
   TANDEM_CUDA_NORMALIZATION_KERNELS(OP) \
   TANDEM_CUDA_LOSS_KERNELS(OP)          \
   TANDEM_CUDA_EMBEDDING_KERNELS(OP)
+#define TANDEM_CUDA_SPATIAL_KERNELS(OP)      \
+  OP(Conv) OP(ConvInputGrad) OP(ConvWeightGrad) \
+  OP(MaxPool) OP(MaxPoolGrad)                   \
+  OP(AveragePool) OP(AveragePoolGrad)           \
+  OP(Resize) OP(ResizeGrad)
+#define TANDEM_CUDA_KERNELS(OP)         \
+  TANDEM_CUDA_ELEMENTWISE_KERNELS(OP)   \
+  TANDEM_CUDA_NORMALIZATION_KERNELS(OP) \
+  TANDEM_CUDA_SPATIAL_KERNELS(OP)
 // clang-format on
 
 namespace tandem::cuda {

@@ -102,5 +102,7 @@ TANDEM_CUDA_API int tandem_cuda_recording_destroy(tandem_cuda_recording recordin
 #include "engine/backend/cuda/kernels/attention.h"
 #include "engine/backend/cuda/kernels/loss.h"
 #include "engine/backend/cuda/kernels/embedding.h"
+#include "engine/backend/cuda/kernels/resize.h"
+#include "engine/backend/cuda/kernels/spatial.h"
 
 #endif /* TANDEM_CUDA_H_ */
