@@ -1,7 +1,8 @@
 """libtandem_cuda.so through ctypes, its functions and structs read from the C headers themselves.
 
 Only what those headers use is understood: constants, enums, structs, pointer typedefs and function
-declarations; anything else is an error, so that a declaration is never left out. Functions take
+declarations (inline definitions are passed over); anything else is an error, so that a declaration
+is never left out. Functions take
 their arguments by name, which notices an argument that was renamed or moved:
 
     library = Library(path, headers)
@@ -27,7 +28,7 @@ for _bits in (8, 16, 32, 64):
     NUMBERS['int%d_t' % _bits] = getattr(ctypes, 'c_int%d' % _bits)
     NUMBERS['uint%d_t' % _bits] = getattr(ctypes, 'c_uint%d' % _bits)
 
-TOKEN = re.compile(r'[A-Za-z_]\w*|0[xX][0-9a-fA-F]+|\d+|[{}()\[\];,*=+<>|-]')
+TOKEN = re.compile(r'[A-Za-z_]\w*|0[xX][0-9a-fA-F]+|\d+|[{}()\[\];,*=+<>|/%!?:&.-]')
 
 
 class HeaderError(Exception):
@@ -100,7 +101,9 @@ class Headers:
 
     def _declaration(self, tokens):
         tokens.take_if('TANDEM_CUDA_API')
-        if tokens.take_if('typedef'):
+        if tokens.peek() == 'static':
+            self._skip_definition(tokens)
+        elif tokens.take_if('typedef'):
             kind = self._type(tokens)
             kind = self._stars(tokens, kind)
             self.typedefs[tokens.name()] = kind
@@ -173,6 +176,15 @@ class Headers:
             raise HeaderError('%s: %s is declared twice' % (tokens.header, name))
         self.functions[name] = Function(name, result, returns_error, arguments)
 
+    def _skip_definition(self, tokens):
+        """An inline function: for C callers alone."""
+        while tokens.next() != '{':
+            pass
+        depth = 1
+        while depth > 0:
+            word = tokens.next()
+            depth += (word == '{') - (word == '}')
+
     def _type(self, tokens):
         """A base type without its stars; None is void."""
         while tokens.take_if('const'):
@@ -215,7 +227,7 @@ class Headers:
         while tokens.peek() not in until:
             words.append(tokens.next())
         values = [str(self.constants.get(word, word)) for word in words]
-        expression = ' '.join(values)
+        expression = ''.join(values)
         if not re.fullmatch(r'[0-9a-fA-FxX\s()+*|<>-]+', expression):
             raise HeaderError('%s: %s is not a number' % (tokens.header, ' '.join(words)))
         return int(eval(expression, {'__builtins__': {}}))
