@@ -151,6 +151,42 @@ class ProcessTest : public testing::Test {
   std::unique_ptr<Client> client_;
 };
 
+TEST_F(ProcessTest, TrainsIn16BitsFromTheCommandLine) {
+  std::string text;
+  for (int i = 0; i < 100; ++i) text += "the quick brown fox jumps over the lazy dog.\n";
+  WriteFile(folder_ / "text.txt", text);
+  std::string output;
+  ASSERT_EQ(Run({"models", "create", "half", "--decoder", "llama", "--layers", "1", "--heads", "2",
+                 "--hidden", "32", "--positions", "32", "--characters-of", folder_ / "text.txt",
+                 "--precision", "f16"},
+                &output),
+            0)
+      << output;
+  EXPECT_NE(output.find("f16"), std::string::npos) << output;
+  ASSERT_EQ(Run({"--json", "train", "half", "--text", folder_ / "text.txt", "--steps", "3",
+                 "--optimizer", "sgd", "--momentum", "0.9", "--nesterov", "--lr", "0.1",
+                 "--loss-scaling", "static", "--loss-scale", "512"},
+                &output),
+            0)
+      << output;
+  EXPECT_NE(output.find("\"loss_scale\":512"), std::string::npos) << output;
+  v1::GetTrainingRequest get;
+  get.set_model("half");
+  const auto training = client_->GetTraining(get);
+  ASSERT_TRUE(training.ok()) << training.status();
+  EXPECT_EQ(training->training().loss_scaling().mode(), v1::LOSS_SCALING_MODE_STATIC);
+  EXPECT_EQ(training->training().loss_scaling().initial_scale(), 512);
+  EXPECT_EQ(training->training().optimizer().kind(), v1::OPTIMIZER_KIND_SGD);
+  EXPECT_EQ(training->training().optimizer().parameters().momentum(), 0.9);
+  EXPECT_TRUE(training->training().optimizer().nesterov());
+  ASSERT_EQ(Run({"models", "save", "half"}, &output), 0) << output;
+  ASSERT_EQ(Run({"models", "unload", "half", "--force"}, &output), 0) << output;
+  ASSERT_EQ(Run({"models", "load", "half", "--precision", "bf16"}, &output), 0) << output;
+  EXPECT_NE(output.find("bf16"), std::string::npos) << output;
+  ASSERT_EQ(Run({"status"}, &output), 0) << output;
+  EXPECT_NE(output.find("bf16"), std::string::npos) << output;
+}
+
 TEST_F(ProcessTest, TrainsAndSamplesFromTheCommandLine) {
   std::string text;
   for (int i = 0; i < 300; ++i) text += "the quick brown fox jumps over the lazy dog.\n";

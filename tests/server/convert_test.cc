@@ -137,6 +137,11 @@ TEST(ConvertOptimizer, DefaultsByKind) {
   EXPECT_EQ(FromProto(message)->weight_decay, 0);
   message.mutable_parameters()->set_weight_decay(0.5);
   EXPECT_EQ(FromProto(message)->weight_decay, 0.5);
+  message.set_kind(v1::OPTIMIZER_KIND_SGD);
+  message.clear_parameters();
+  EXPECT_EQ(FromProto(message)->kind, OptimizerKind::kSgd);
+  EXPECT_EQ(FromProto(message)->weight_decay, 0);
+  EXPECT_EQ(FromProto(message)->momentum, 0);
   message.set_kind(static_cast<v1::OptimizerKind>(5));
   EXPECT_ERROR(FromProto(message).status(), kInvalidArgument, "kind 5");
 }
@@ -148,18 +153,39 @@ TEST(ConvertOptimizer, EveryParameterIsTakenAndChecked) {
       {"beta2", &v1::OptimizerParameters::set_beta2},
       {"epsilon", &v1::OptimizerParameters::set_epsilon},
       {"weight_decay", &v1::OptimizerParameters::set_weight_decay},
-      {"max_grad_norm", &v1::OptimizerParameters::set_max_grad_norm}};
+      {"max_grad_norm", &v1::OptimizerParameters::set_max_grad_norm},
+      {"momentum", &v1::OptimizerParameters::set_momentum}};
   for (const auto& [name, set] : fields) {
     v1::OptimizerParameters parameters;
     (parameters.*set)(0.25);
-    const absl::StatusOr<OptimizerOptions> options = WithParameters({}, parameters);
+    OptimizerOptions kind;
+    if (name == std::string("momentum")) kind.kind = OptimizerKind::kSgd;
+    const absl::StatusOr<OptimizerOptions> options = WithParameters(kind, parameters);
     ASSERT_TRUE(options.ok()) << name << options.status();
     v1::OptimizerParameters back = ToProto(*options).parameters();
     EXPECT_THAT(back.DebugString(), HasSubstr(std::string(name) + ": 0.25"));
     for (double bad : {kNan, -std::numeric_limits<double>::infinity(), -1.0}) {
       (parameters.*set)(bad);
-      EXPECT_ERROR(WithParameters({}, parameters).status(), kInvalidArgument, name);
+      EXPECT_ERROR(WithParameters(kind, parameters).status(), kInvalidArgument, name);
     }
+  }
+}
+
+TEST(ConvertOptimizer, AParameterOfAnotherOptimizerIsRefused) {
+  v1::Optimizer message;
+  message.mutable_parameters()->set_momentum(0.5);
+  EXPECT_ERROR(FromProto(message).status(), kInvalidArgument, "momentum is set, but");
+  message.clear_parameters();
+  message.set_nesterov(true);
+  EXPECT_ERROR(FromProto(message).status(), kInvalidArgument, "nesterov is set, but");
+  message.set_kind(v1::OPTIMIZER_KIND_SGD);
+  message.mutable_parameters()->set_momentum(0.5);
+  EXPECT_TRUE(FromProto(message)->nesterov);
+  for (const auto set : {&v1::OptimizerParameters::set_beta1, &v1::OptimizerParameters::set_beta2,
+                         &v1::OptimizerParameters::set_epsilon}) {
+    v1::Optimizer other = message;
+    (other.mutable_parameters()->*set)(0.5);
+    EXPECT_ERROR(FromProto(other).status(), kInvalidArgument, "but the optimizer is SGD");
   }
 }
 
