@@ -12,29 +12,16 @@
   OP(Sigmoid) OP(Erf) OP(Relu) OP(Gelu) OP(GeluTanh) OP(Silu) OP(Softplus) OP(Sin) OP(Cos) \
   OP(Floor) OP(Ceil) OP(Round) OP(Square) OP(Log1p) OP(Expm1) OP(Not)
 #define TANDEM_CUDA_ELEMENTWISE_KERNELS(OP) \
-  OP(Neg)
-#define TANDEM_CUDA_NORMALIZATION_KERNELS(OP) \
-  OP(Softmax) OP(SoftmaxGrad) OP(LogSoftmax) OP(LogSoftmaxGrad) \
-  OP(LayerNorm) OP(LayerNormGrad) OP(RmsNorm) OP(RmsNormGrad)
-#define TANDEM_CUDA_LINEAR_KERNELS(OP) \
-  OP(MatMul)
-#define TANDEM_CUDA_LOSS_KERNELS(OP) OP(SoftmaxCrossEntropy) OP(SoftmaxCrossEntropyGrad)
-#define TANDEM_CUDA_EMBEDDING_KERNELS(OP) OP(Rope) OP(GatherGrad)
-#define TANDEM_CUDA_KERNELS(OP)       \
-  TANDEM_CUDA_LINEAR_KERNELS(OP)      \
-  TANDEM_CUDA_ELEMENTWISE_KERNELS(OP) \
-  TANDEM_CUDA_NORMALIZATION_KERNELS(OP)
-#define TANDEM_CUDA_ATTENTION_KERNELS(OP) \
-  OP(Attention) OP(AttentionGrad) OP(PagedAttention)
   TANDEM_CUDA_UNARY_KERNELS(OP) \
   TANDEM_UNARY_GRAD_OPS(OP) TANDEM_BINARY_OPS(OP) OP(Where) OP(Cast) OP(SwiGlu) OP(SwiGluGrad)
-#define TANDEM_CUDA_KERNELS(OP) \
-  TANDEM_CUDA_ELEMENTWISE_KERNELS(OP) \
-  TANDEM_CUDA_ATTENTION_KERNELS(OP)
-  TANDEM_CUDA_NORMALIZATION_KERNELS(OP) \
-  TANDEM_CUDA_LOSS_KERNELS(OP)          \
-  TANDEM_CUDA_EMBEDDING_KERNELS(OP)
-#define TANDEM_CUDA_SPATIAL_KERNELS(OP)      \
+#define TANDEM_CUDA_NORMALIZATION_KERNELS(OP)                   \
+  OP(Softmax) OP(SoftmaxGrad) OP(LogSoftmax) OP(LogSoftmaxGrad) \
+  OP(LayerNorm) OP(LayerNormGrad) OP(RmsNorm) OP(RmsNormGrad)
+#define TANDEM_CUDA_LINEAR_KERNELS(OP) OP(MatMul)
+#define TANDEM_CUDA_ATTENTION_KERNELS(OP) OP(Attention) OP(AttentionGrad) OP(PagedAttention)
+#define TANDEM_CUDA_LOSS_KERNELS(OP) OP(SoftmaxCrossEntropy) OP(SoftmaxCrossEntropyGrad)
+#define TANDEM_CUDA_EMBEDDING_KERNELS(OP) OP(Rope) OP(GatherGrad)
+#define TANDEM_CUDA_SPATIAL_KERNELS(OP)         \
   OP(Conv) OP(ConvInputGrad) OP(ConvWeightGrad) \
   OP(MaxPool) OP(MaxPoolGrad)                   \
   OP(AveragePool) OP(AveragePoolGrad)           \
@@ -42,6 +29,10 @@
 #define TANDEM_CUDA_KERNELS(OP)         \
   TANDEM_CUDA_ELEMENTWISE_KERNELS(OP)   \
   TANDEM_CUDA_NORMALIZATION_KERNELS(OP) \
+  TANDEM_CUDA_LINEAR_KERNELS(OP)        \
+  TANDEM_CUDA_ATTENTION_KERNELS(OP)     \
+  TANDEM_CUDA_LOSS_KERNELS(OP)          \
+  TANDEM_CUDA_EMBEDDING_KERNELS(OP)     \
   TANDEM_CUDA_SPATIAL_KERNELS(OP)
 // clang-format on
 
