@@ -224,7 +224,8 @@ std::vector<Value> Attention(Builder& b, Value q, Value k, Value v, Value query_
 std::vector<Value> AttentionGrad(Builder& b, Value q, Value k, Value v, Value query_start,
                                  Value out, Value lse, Value dout, double scale);
 // Serving: writes the new tokens' k and v into the cache (in place), then attends to all of it.
-// past_length (S) i32; block_table (S, B) i32; k_cache (P, Hkv, D, 32), v_cache (P, Hkv, 32, D).
+// past_length (S) i32; block_table (S, B) i32; k_cache (P, Hkv, D, 32), v_cache (P, Hkv, 32, D): P
+// pages of 32 tokens, within which a backend lays them out as it likes.
 // The caches are of q's dtype or f32. The same bits as Attention over the whole sequence. Not
 // differentiable.
 Value PagedAttention(Builder& b, Value q, Value k, Value v, Value query_start, Value past_length,

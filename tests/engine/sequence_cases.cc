@@ -174,55 +174,67 @@ void AddAttentionGrad(std::vector<OpCase>& cases) {
   cases.push_back(c);
 }
 
-// Three new tokens after 5 and one after 33 cached ones.
+// 5 and 33 tokens, then 3 and 1 more after them: the first call writes what the second one reads,
+// for how keys and values lie within a page is the backend's own affair.
 void AddPagedAttention(std::vector<OpCase>& cases) {
   constexpr Heads kHeads{4, 2, 8};
   constexpr double kScale = 0.4;
-  const CaseInput q{.shape = Shape{4, kHeads.heads, kHeads.width}};
-  const CaseInput kv{.shape = Shape{4, kHeads.kv_heads, kHeads.width}};
+  const auto heads = [&](int64_t tokens, int64_t count) {
+    return CaseInput{.shape = Shape{tokens, count, kHeads.width}};
+  };
   CaseInput table = Integers({4, 0, 2, 1});
   table.shape = Shape{2, 2};
   OpCase c;
   c.name = "PagedAttention";
-  c.inputs = {q,
-              kv,
-              kv,
+  c.inputs = {heads(38, kHeads.heads),
+              heads(38, kHeads.kv_heads),
+              heads(38, kHeads.kv_heads),
+              Integers({0, 5, 38}),
+              Integers({0, 0}),
+              heads(4, kHeads.heads),
+              heads(4, kHeads.kv_heads),
+              heads(4, kHeads.kv_heads),
               Integers({0, 3, 4}),
               Integers({5, 33}),
               table,
               {.shape = Shape{5, kHeads.kv_heads, kHeads.width, kPage}},
               {.shape = Shape{5, kHeads.kv_heads, kPage, kHeads.width}}};
   c.build = [](Builder& b, const Values& x) {
-    return Values{ops::PagedAttention(b, x[0], x[1], x[2], x[3], x[4], x[5], x[6], x[7], kScale)};
+    const auto call = [&](int i) {
+      return ops::PagedAttention(b, x[i], x[i + 1], x[i + 2], x[i + 3], x[i + 4], x[10], x[11],
+                                 x[12], kScale);
+    };
+    const Value first = call(0);
+    return Values{first, call(5)};
   };
   c.reference = [=](const Refs& x) {
-    Ref out(x[0].shape);
-    for (int64_t s = 0; s < 2; ++s) {
-      const auto begin = static_cast<int64_t>(x[3].v[s]), end = static_cast<int64_t>(x[3].v[s + 1]);
-      const auto past = static_cast<int64_t>(x[4].v[s]);
-      for (int64_t i = begin; i < end; ++i) {
-        for (int64_t head = 0; head < kHeads.heads; ++head) {
-          const int64_t h = head / (kHeads.heads / kHeads.kv_heads);
-          const auto page = [&](int64_t p) {
-            return static_cast<int64_t>(x[5].v[s * 2 + p / kPage]);
-          };
-          const auto fresh = [&](const Ref& t, int64_t p, int64_t d) {
-            return t.v[((begin + p - past) * kHeads.kv_heads + h) * kHeads.width + d];
-          };
-          const auto key = [&](int64_t p, int64_t d) {
-            return p >= past ? fresh(x[1], p, d)
-                             : x[6].v[Offset(x[6].shape, {page(p), h, d, p % kPage})];
-          };
-          const auto value = [&](int64_t p, int64_t d) {
-            return p >= past ? fresh(x[2], p, d)
-                             : x[7].v[Offset(x[7].shape, {page(p), h, p % kPage, d})];
-          };
-          const int64_t row = (i * kHeads.heads + head) * kHeads.width;
-          Attend(&x[0].v[row], &out.v[row], past + i - begin + 1, kHeads.width, kScale, key, value);
+    Refs outs;
+    for (const int call : {0, 5}) {
+      const Refs now(x.begin() + call, x.begin() + call + 5);
+      Ref out(now[0].shape);
+      for (int64_t s = 0; s < 2; ++s) {
+        const auto past = static_cast<int64_t>(now[4].v[s]);
+        const auto begin = static_cast<int64_t>(now[3].v[s]);
+        // Keys (k = 1) and values (k = 2) at position p of the sequence.
+        const auto entry = [&](int k, int64_t p, int64_t h, int64_t d) {
+          const bool fresh = p >= past;
+          const int64_t token = fresh ? begin + p - past : static_cast<int64_t>(x[3].v[s]) + p;
+          return (fresh ? now[k] : x[k]).v[(token * kHeads.kv_heads + h) * kHeads.width + d];
+        };
+        for (auto i = begin; i < static_cast<int64_t>(now[3].v[s + 1]); ++i) {
+          for (int64_t head = 0; head < kHeads.heads; ++head) {
+            const int64_t h = head / (kHeads.heads / kHeads.kv_heads);
+            const int64_t row = (i * kHeads.heads + head) * kHeads.width;
+            Attend(
+                &now[0].v[row], &out.v[row], past + i - begin + 1, kHeads.width, kScale,
+                [&](int64_t p, int64_t d) { return entry(1, p, h, d); },
+                [&](int64_t p, int64_t d) { return entry(2, p, h, d); });
+          }
         }
       }
+      outs.push_back(std::move(out));
     }
-    return Refs{out};
+    return outs;
   };
   c.tolerance = 1e-5;
   c.gradient = false;
