@@ -160,6 +160,12 @@ void Model::ResetPlans() {
   plans_.ReadCopies(PrecisionDType(precision_), static_cast<int32_t>(source_->parameters().size()));
 }
 
+absl::StatusOr<Address> Model::ParameterCopies() {
+  TANDEM_RETURN_IF_ERROR(ParameterAddresses().status());
+  if (precision_ == Precision::kF32) return FailedPrecondition("weights in f32 have no copies");
+  return copies_.address();
+}
+
 absl::StatusOr<std::span<const void* const>> Model::ParameterAddresses() {
   if (precision_ == Precision::kF32) return parameters_.pointers();
   const DType dtype = PrecisionDType(precision_);

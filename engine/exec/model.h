@@ -173,7 +173,11 @@ class Model {
   absl::Status MoveTo(const Backend& backend);
   // Starts at 1; every change of any weight adds 1: who writes parameters() calls Bump.
   int64_t weights_version() const { return weights_version_; }
-  void BumpWeightsVersion() { ++weights_version_; }
+  // copies_written: who changed the weights has written ParameterCopies too.
+  void BumpWeightsVersion(bool copies_written = false) {
+    ++weights_version_;
+    if (copies_written) copies_version_ = weights_version_;
+  }
   // A 64-bit hash of names, shapes and bits, as 16 hex digits; the same on every device.
   absl::StatusOr<std::string> WeightsHash() const;
 
@@ -187,6 +191,9 @@ class Model {
   // What plans() take as parameters: one address each and, in 16-bit precision, one each of their
   // rounded copies, which this brings up to date. So a pass over a model reads 2 bytes a weight.
   absl::StatusOr<std::span<const void* const>> ParameterAddresses();
+  // Where the rounded copies are, in the store's layout. FAILED_PRECONDITION: in f32 there are
+  // none.
+  absl::StatusOr<Address> ParameterCopies();
 
  private:
   void ResetPlans();

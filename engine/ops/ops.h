@@ -280,13 +280,15 @@ std::vector<Value> OptimizerControl(Builder& b, Value sum_of_squares, Value hype
 // Adam (decoupled = false; Kingma and Ba 2015) or AdamW (Loshchilov and Hutter 2019), with
 // PyTorch's formulas. p, g, m, v (P); decay (P) u8: 1 where weight decay applies; control from
 // OptimizerControl. -> {p', m', v'}, which may share memory with p, m, v; a skipped step leaves
-// all three as they are.
+// all three as they are. With `copy`, bf16 or f16, also p' in that type: what a model in mixed
+// precision reads.
 std::vector<Value> AdamStep(Builder& b, Value p, Value g, Value m, Value v, Value decay,
-                            Value control, bool decoupled);
+                            Value control, bool decoupled,
+                            std::optional<DType> copy = std::nullopt);
 // PyTorch's SGD without dampening: weight decay added to the gradient, buffer' = momentum buffer +
 // g (a buffer of zeros before the first step; with momentum 0 it stays as it is), p' = p - lr
 // buffer', or with nesterov p - lr (g + momentum buffer'). -> {p', buffer'}, as AdamStep.
 std::vector<Value> SgdStep(Builder& b, Value p, Value g, Value buffer, Value decay, Value control,
-                           bool nesterov);
+                           bool nesterov, std::optional<DType> copy = std::nullopt);
 
 }  // namespace tandem::ops

@@ -37,7 +37,28 @@ Types InferStep(const InferArgs& args, std::span<const std::string_view> moments
   TANDEM_RETURN_IF_ERROR(RequireDType(args, decay, "decay", DType::kU8));
   TANDEM_RETURN_IF_ERROR(RequireShape(args, decay, "decay", args.shape(0)));
   TANDEM_RETURN_IF_ERROR(RequireF64(args, decay + 1, "control", Shape{kControlCount}));
-  return std::vector<TensorType>(1 + count, args.type(0));
+  std::vector<TensorType> types(1 + count, args.type(0));
+  if (!args.attributes.Has("copy")) return types;
+  const auto copy = static_cast<DType>(args.attributes.Int("copy"));
+  if (copy != DType::kBF16 && copy != DType::kF16) {
+    return InvalidArgument("a copy of the parameters in ", DTypeName(copy));
+  }
+  types.push_back({copy, args.shape(0)});
+  return types;
+}
+
+// Adds p' in the type of the attribute `copy`, if there is one.
+std::vector<Value> WithCopy(Builder& b, const Node& node, std::vector<Value> outputs) {
+  if (node.attributes.Has("copy")) {
+    outputs.push_back(Cast(b, outputs[0], static_cast<DType>(node.attributes.Int("copy"))));
+  }
+  return outputs;
+}
+
+Attributes StepAttributes(const char* flag, bool value, std::optional<DType> copy) {
+  Attributes attributes = {{flag, int64_t{value}}};
+  if (copy.has_value()) attributes.Set("copy", static_cast<int64_t>(*copy));
+  return attributes;
 }
 
 Types InferAdamStep(const InferArgs& args) {
@@ -128,8 +149,9 @@ std::vector<Value> LowerAdamStep(Builder& b, const Node& node) {
   const Value root =
       Add(b, Div(b, Sqrt(b, v_new), Sqrt(b, control[kControlBias2])), control[kControlEpsilon]);
   const Value step = Mul(b, Div(b, lr, control[kControlBias1]), Div(b, m_new, root));
-  return {control.Choose(Sub(b, p, step), node.inputs[0]), control.Choose(m_new, m),
-          control.Choose(v_new, v)};
+  return WithCopy(b, node,
+                  {control.Choose(Sub(b, p, step), node.inputs[0]), control.Choose(m_new, m),
+                   control.Choose(v_new, v)});
 }
 
 // With g' = scale g + weight_decay decay p:  buffer' = momentum buffer + g';
@@ -148,8 +170,9 @@ std::vector<Value> LowerSgdStep(Builder& b, const Node& node) {
   if (node.attributes.Int("nesterov") != 0) direction = Add(b, g, Mul(b, momentum, accumulated));
   direction = Where(b, used, direction, g);
   const Value step = Mul(b, control[kControlLearningRate], direction);
-  return {control.Choose(Sub(b, p, step), p),
-          control.Choose(Where(b, used, accumulated, buffer), buffer)};
+  return WithCopy(b, node,
+                  {control.Choose(Sub(b, p, step), p),
+                   control.Choose(Where(b, used, accumulated, buffer), buffer)});
 }
 
 }  // namespace
@@ -184,15 +207,15 @@ std::vector<Value> OptimizerControl(Builder& b, Value sum_of_squares, Value hype
 }
 
 std::vector<Value> AdamStep(Builder& b, Value p, Value g, Value m, Value v, Value decay,
-                            Value control, bool decoupled) {
-  return b.AddMulti(kAdamStep, {{p, g, m, v, decay, control}}, {{"decoupled", int64_t{decoupled}}},
-                    3);
+                            Value control, bool decoupled, std::optional<DType> copy) {
+  return b.AddMulti(kAdamStep, {{p, g, m, v, decay, control}},
+                    StepAttributes("decoupled", decoupled, copy), copy.has_value() ? 4 : 3);
 }
 
 std::vector<Value> SgdStep(Builder& b, Value p, Value g, Value buffer, Value decay, Value control,
-                           bool nesterov) {
-  return b.AddMulti(kSgdStep, {{p, g, buffer, decay, control}}, {{"nesterov", int64_t{nesterov}}},
-                    2);
+                           bool nesterov, std::optional<DType> copy) {
+  return b.AddMulti(kSgdStep, {{p, g, buffer, decay, control}},
+                    StepAttributes("nesterov", nesterov, copy), copy.has_value() ? 3 : 2);
 }
 
 }  // namespace tandem::ops

@@ -143,7 +143,8 @@ absl::StatusOr<std::unique_ptr<Trainer>> Trainer::Create(Model* model, Objective
   return trainer;
 }
 
-// hyper, state, g, decay, p, m and, but for SGD, v -> control, state', p', m', v'
+// hyper, state, g, decay, p, m and, but for SGD, v -> control, state', p', m', v' and, in mixed
+// precision, the copy of p' that the model reads
 absl::Status Trainer::CompileStep() {
   const TensorType& flat = gradients_.type();
   const int64_t size = flat.shape[0];
@@ -155,14 +156,16 @@ absl::Status Trainer::CompileStep() {
                                     flat};
   const OptimizerOptions& o = optimizer_;
   if (o.kind != OptimizerKind::kSgd) inputs.push_back(flat);
-  const auto build = [&o](Builder& b, const std::vector<Value>& in) {
+  std::optional<DType> copy;
+  if (model_->precision() != Precision::kF32) copy = PrecisionDType(model_->precision());
+  const auto build = [&o, copy](Builder& b, const std::vector<Value>& in) {
     const Value g = in[2], decay = in[3];
     std::vector<Value> out = ops::OptimizerControl(b, ops::SumOfSquares(b, g), in[0], in[1]);
     const Value control = out[0];
     for (Value v : o.kind == OptimizerKind::kSgd
-                       ? ops::SgdStep(b, in[4], g, in[5], decay, control, o.nesterov)
+                       ? ops::SgdStep(b, in[4], g, in[5], decay, control, o.nesterov, copy)
                        : ops::AdamStep(b, in[4], g, in[5], in[6], decay, control,
-                                       o.kind == OptimizerKind::kAdamW)) {
+                                       o.kind == OptimizerKind::kAdamW, copy)) {
       out.push_back(v);
     }
     return out;
@@ -318,13 +321,17 @@ absl::StatusOr<StepReport> Trainer::OptimStep() {
     in.push_back(second_moment_.address());
     out.push_back(second_moment_.address());
   }
+  if (model_->precision() != Precision::kF32) {
+    TANDEM_ASSIGN_OR_RETURN(const Address copies, model_->ParameterCopies());
+    out.push_back(copies);
+  }
   TANDEM_RETURN_IF_ERROR(step_plan_->Run(in, {}, out));
   micro_step_ = 0;
   StepReport report;
   report.grad_norm = control[ops::kControlGradNorm];
   report.skipped = control[ops::kControlApply] == 0;
   report.loss_scale = control[ops::kControlLossScale];
-  if (!report.skipped) model_->BumpWeightsVersion();
+  if (!report.skipped) model_->BumpWeightsVersion(/*copies_written=*/true);
   report.step = step();
   report.seconds = watch.seconds();
   return report;

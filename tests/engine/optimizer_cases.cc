@@ -105,6 +105,20 @@ std::vector<CaseInput> SgdInputs(int64_t n, double momentum, bool apply) {
           Control(0.02, momentum, apply)};
 }
 
+// The case once more, with p' in 16 bits as its last output.
+template <typename Step>
+OpCase WithCopy(OpCase c, DType copy, Step step) {
+  c.name += StrCat("_", DTypeName(copy));
+  c.build = [copy, step](Builder& b, const Values& x) { return step(b, x, copy); };
+  c.reference = [reference = c.reference](const Refs& x) {
+    Refs outputs = reference(x);
+    outputs.push_back(outputs[0]);
+    return outputs;
+  };
+  c.tolerance = copy == DType::kBF16 ? 4e-3 : 5e-4;
+  return c;
+}
+
 void AddAdam(std::vector<OpCase>& cases) {
   for (const bool decoupled : {false, true}) {
     for (const std::string_view kind : {"", "_zero_lr", "_skipped"}) {
@@ -117,6 +131,11 @@ void AddAdam(std::vector<OpCase>& cases) {
       };
       c.reference = [decoupled](const Refs& x) { return AdamOf(x, decoupled); };
       c.gradient = false;
+      cases.push_back(WithCopy(c, decoupled ? DType::kBF16 : DType::kF16,
+                               [decoupled](Builder& b, const Values& x, DType copy) {
+                                 return ops::AdamStep(b, x[0], x[1], x[2], x[3], x[4], x[5],
+                                                      decoupled, copy);
+                               }));
       if (decoupled && kind.empty()) {
         c.bench = AdamInputs(1 << 20, lr, true);
         c.bench[4].low = 1;
@@ -138,6 +157,11 @@ void AddSgd(std::vector<OpCase>& cases) {
       };
       c.reference = [nesterov](const Refs& x) { return SgdOf(x, nesterov); };
       c.gradient = false;
+      cases.push_back(WithCopy(c, nesterov ? DType::kBF16 : DType::kF16,
+                               [nesterov](Builder& b, const Values& x, DType copy) {
+                                 return ops::SgdStep(b, x[0], x[1], x[2], x[3], x[4], nesterov,
+                                                     copy);
+                               }));
       if (!nesterov && kind == "_momentum") {
         c.bench = SgdInputs(1 << 20, momentum, true);
         c.bench[3].low = 1;

@@ -102,15 +102,26 @@ void ForEachRun(const uint8_t* decay, int64_t n, F f) {
   }
 }
 
+// Writes p' in 16 bits too, where the node has that output.
+void WriteCopy(const KernelArgs& args, size_t output, DType dtype, int64_t n) {
+  if (output >= args.outputs.size()) return;
+  if (dtype == DType::kBF16) {
+    Convert(args.out<float>(0), args.out<BF16>(static_cast<int>(output)), n);
+  } else {
+    Convert(args.out<float>(0), args.out<F16>(static_cast<int>(output)), n);
+  }
+}
+
 absl::StatusOr<BoundKernel> BindAdamStep(const KernelSpec& spec) {
   const int64_t n = spec.in(0).num_elements(), bytes = spec.inputs[0].bytes();
   const bool decoupled = spec.attributes->Int("decoupled") != 0;
+  const DType copy = spec.outputs.back().dtype;
   return BoundKernel{[=](const KernelArgs& args) {
     CopyBytes(args.outputs[0], args.inputs[0], bytes);
     CopyBytes(args.outputs[1], args.inputs[2], bytes);
     CopyBytes(args.outputs[2], args.inputs[3], bytes);
     const auto* control = args.in<double>(5);
-    if (control[ops::kControlApply] == 0) return;
+    if (control[ops::kControlApply] == 0) return WriteCopy(args, 3, copy, n);
     AdamWParams params = AdamParams(control, decoupled);
     const double weight_decay = params.weight_decay;
     ForEachRun(args.in<uint8_t>(4), n, [&](int64_t begin, int64_t end, bool decays) {
@@ -118,17 +129,19 @@ absl::StatusOr<BoundKernel> BindAdamStep(const KernelSpec& spec) {
       AdamWStep(params, args.out<float>(0) + begin, args.in<float>(1) + begin,
                 args.out<float>(1) + begin, args.out<float>(2) + begin, end - begin);
     });
+    WriteCopy(args, 3, copy, n);
   }};
 }
 
 absl::StatusOr<BoundKernel> BindSgdStep(const KernelSpec& spec) {
   const int64_t n = spec.in(0).num_elements(), bytes = spec.inputs[0].bytes();
   const bool nesterov = spec.attributes->Int("nesterov") != 0;
+  const DType copy = spec.outputs.back().dtype;
   return BoundKernel{[=](const KernelArgs& args) {
     CopyBytes(args.outputs[0], args.inputs[0], bytes);
     CopyBytes(args.outputs[1], args.inputs[2], bytes);
     const auto* control = args.in<double>(4);
-    if (control[ops::kControlApply] == 0) return;
+    if (control[ops::kControlApply] == 0) return WriteCopy(args, 2, copy, n);
     SgdParams params = SgdParamsOf(control, nesterov);
     const double weight_decay = params.weight_decay;
     ForEachRun(args.in<uint8_t>(3), n, [&](int64_t begin, int64_t end, bool decays) {
@@ -136,6 +149,7 @@ absl::StatusOr<BoundKernel> BindSgdStep(const KernelSpec& spec) {
       SgdStep(params, args.out<float>(0) + begin, args.in<float>(1) + begin,
               args.out<float>(1) + begin, end - begin);
     });
+    WriteCopy(args, 2, copy, n);
   }};
 }
 
