@@ -132,31 +132,41 @@ TEST_P(OpForward, LoweredMatchesTheReference) {
   }
 }
 
-// With all f32 inputs in 16 bits: rounded once an operator, whatever computes them.
+// The case's inputs with f32 ones in 16 bits; `statistics`: but those that are one value a row of
+// the first, which the operator takes in f32.
+std::vector<CaseInput> HalfInputs(const OpCase& c, DType dtype, bool statistics) {
+  std::vector<CaseInput> inputs = c.inputs;
+  const Shape& first = inputs[0].shape;
+  for (size_t i = 0; i < inputs.size(); ++i) {
+    const bool cache = c.name.rfind("PagedAttention", 0) == 0 && i >= 6;
+    const bool row =
+        i > 0 && first.rank() > 0 && inputs[i].shape == Shape(first.dims().first(first.rank() - 1));
+    if (inputs[i].dtype != DType::kF32 || cache || (statistics && row)) continue;
+    inputs[i].dtype = dtype;
+  }
+  return inputs;
+}
+
+// Rounded once an operator, whatever computes it. Does nothing where the operator is of f32 alone,
+// or the case has f32 constants.
 template <typename Check>
 void InHalf(const OpCase& c, DType dtype, double tolerance, Check check) {
-  std::vector<CaseInput> specs = c.inputs;
-  bool any = false;
-  for (size_t i = 0; i < specs.size(); ++i) {
-    CaseInput& spec = specs[i];
-    const bool cache = c.name.rfind("PagedAttention", 0) == 0 && i >= 6;
-    if (spec.dtype != DType::kF32 || cache) continue;
-    spec.dtype = dtype;
-    any = true;
-  }
-  const std::vector<Tensor> inputs = MakeInputs(specs, c.name);
-  Builder b;
-  const Values outputs = c.build(b, InputValues(b, inputs));
-  if (!any || !b.ok()) return;  // the operator is of f32 alone, or the case has f32 constants
-  check(b.graph());
-  for (Value v : outputs) b.Output(v);
-  const auto results = RunGraph(b, CpuBackend(), inputs);
-  ASSERT_TRUE(results.ok()) << results.status();
-  const Refs expected = Reference(c, inputs);
-  for (size_t i = 0; i < expected.size(); ++i) {
-    if (!IsFloat((*results)[i].dtype())) continue;
-    ExpectClose((*results)[i], expected[i], tolerance + 2 * c.tolerance,
-                absl::StrCat(std::string(DTypeName(dtype)), " output ", i));
+  for (const bool statistics : {false, true}) {
+    const std::vector<Tensor> inputs = MakeInputs(HalfInputs(c, dtype, statistics), c.name);
+    Builder b;
+    const Values outputs = c.build(b, InputValues(b, inputs));
+    if (!b.ok()) continue;
+    check(b.graph());
+    for (Value v : outputs) b.Output(v);
+    const auto results = RunGraph(b, CpuBackend(), inputs);
+    ASSERT_TRUE(results.ok()) << results.status();
+    const Refs expected = Reference(c, inputs);
+    for (size_t i = 0; i < expected.size(); ++i) {
+      if (!IsFloat((*results)[i].dtype())) continue;
+      ExpectClose((*results)[i], expected[i], tolerance + 2 * c.tolerance,
+                  absl::StrCat(std::string(DTypeName(dtype)), " output ", i));
+    }
+    return;
   }
 }
 
