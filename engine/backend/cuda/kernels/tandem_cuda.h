@@ -104,5 +104,6 @@ TANDEM_CUDA_API int tandem_cuda_recording_destroy(tandem_cuda_recording recordin
 #include "engine/backend/cuda/kernels/embedding.h"
 #include "engine/backend/cuda/kernels/resize.h"
 #include "engine/backend/cuda/kernels/spatial.h"
+#include "engine/backend/cuda/kernels/optimizer.h"
 
 #endif /* TANDEM_CUDA_H_ */
