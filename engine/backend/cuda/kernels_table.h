@@ -14,6 +14,12 @@
 #define TANDEM_CUDA_ELEMENTWISE_KERNELS(OP) \
   TANDEM_CUDA_UNARY_KERNELS(OP) \
   TANDEM_UNARY_GRAD_OPS(OP) TANDEM_BINARY_OPS(OP) OP(Where) OP(Cast) OP(SwiGlu) OP(SwiGluGrad)
+#define TANDEM_CUDA_RANDOM_KERNELS(OP) \
+  OP(Random) OP(RandomGamma) OP(RandomGammaGrad) OP(Lgamma) OP(Digamma) OP(Trigamma)
+#define TANDEM_CUDA_REDUCE_KERNELS(OP) \
+  OP(ReduceSum) OP(ReduceMax) OP(ReduceMin) OP(ReduceProd) OP(ArgMax) OP(ArgMin)
+#define TANDEM_CUDA_SHAPE_KERNELS(OP) \
+  OP(Reshape) OP(Transpose) OP(BroadcastTo) OP(Slice) OP(Unslice) OP(Pad) OP(Concat) OP(Gather)
 #define TANDEM_CUDA_NORMALIZATION_KERNELS(OP)                   \
   OP(Softmax) OP(SoftmaxGrad) OP(LogSoftmax) OP(LogSoftmaxGrad) \
   OP(LayerNorm) OP(LayerNormGrad) OP(RmsNorm) OP(RmsNormGrad)
@@ -39,6 +45,10 @@
   TANDEM_CUDA_EMBEDDING_KERNELS(OP)     \
   TANDEM_CUDA_SPATIAL_KERNELS(OP)
   TANDEM_CUDA_OPTIMIZER_KERNELS(OP)
+  TANDEM_CUDA_SPATIAL_KERNELS(OP)       \
+  TANDEM_CUDA_RANDOM_KERNELS(OP)        \
+  TANDEM_CUDA_REDUCE_KERNELS(OP)        \
+  TANDEM_CUDA_SHAPE_KERNELS(OP)
 // clang-format on
 
 namespace tandem::cuda {

@@ -105,5 +105,8 @@ TANDEM_CUDA_API int tandem_cuda_recording_destroy(tandem_cuda_recording recordin
 #include "engine/backend/cuda/kernels/resize.h"
 #include "engine/backend/cuda/kernels/spatial.h"
 #include "engine/backend/cuda/kernels/optimizer.h"
+#include "engine/backend/cuda/kernels/random.h"
+#include "engine/backend/cuda/kernels/reduce.h"
+#include "engine/backend/cuda/kernels/shape.h"
 
 #endif /* TANDEM_CUDA_H_ */

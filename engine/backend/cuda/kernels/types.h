@@ -87,6 +87,47 @@ int WithConstant(int32_t value, F&& f) {
   return error;
 }
 
+// Element i of an array of any integer type or bool, as 64 bits (zero-extended where unsigned), and
+// back.
+__device__ __forceinline__ int64_t LoadInteger(const void* x, int32_t dtype, int64_t i) {
+  switch (dtype) {
+    case TANDEM_CUDA_I8:
+      return static_cast<const int8_t*>(x)[i];
+    case TANDEM_CUDA_I16:
+      return static_cast<const int16_t*>(x)[i];
+    case TANDEM_CUDA_U16:
+      return static_cast<const uint16_t*>(x)[i];
+    case TANDEM_CUDA_I32:
+      return static_cast<const int32_t*>(x)[i];
+    case TANDEM_CUDA_U32:
+      return static_cast<const uint32_t*>(x)[i];
+    case TANDEM_CUDA_I64:
+    case TANDEM_CUDA_U64:
+      return static_cast<const int64_t*>(x)[i];
+    default:
+      return static_cast<const uint8_t*>(x)[i];
+  }
+}
+__device__ __forceinline__ void StoreInteger(void* out, int32_t dtype, int64_t i, int64_t value) {
+  switch (dtype) {
+    case TANDEM_CUDA_I16:
+    case TANDEM_CUDA_U16:
+      static_cast<uint16_t*>(out)[i] = static_cast<uint16_t>(value);
+      break;
+    case TANDEM_CUDA_I32:
+    case TANDEM_CUDA_U32:
+      static_cast<uint32_t*>(out)[i] = static_cast<uint32_t>(value);
+      break;
+    case TANDEM_CUDA_I64:
+    case TANDEM_CUDA_U64:
+      static_cast<int64_t*>(out)[i] = value;
+      break;
+    default:
+      static_cast<uint8_t*>(out)[i] = static_cast<uint8_t>(value);
+      break;
+  }
+}
+
 // An operator that is fixed when the kernel is compiled, or (-1) chosen when it runs: for element
 // types that need no speed.
 template <int fixed>
