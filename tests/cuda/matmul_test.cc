@@ -326,6 +326,70 @@ void CheckHalf() {
 TEST_P(MatMulTest, BF16) { CheckHalf<BF16>(); }
 TEST_P(MatMulTest, F16) { CheckHalf<F16>(); }
 
+TEST_P(MatMulTest, Tf32) {
+  for (const bool ta : {false, true}) {
+    for (const bool tb : {false, true}) {
+      Check<float>(
+          {.m = 264, .n = 264, .k = 36, .transpose_a = ta, .transpose_b = tb, .tf32 = true});
+      Check<float>({.m = 65,
+                    .n = 67,
+                    .k = 19,
+                    .batch = 3,
+                    .transpose_a = ta,
+                    .transpose_b = tb,
+                    .bias = true,
+                    .tf32 = true});
+      Check<float>({.m = 1,
+                    .n = 136,
+                    .k = 200,
+                    .transpose_a = ta,
+                    .transpose_b = tb,
+                    .pad = 1,
+                    .offset = 1,
+                    .residual = true,
+                    .tf32 = true});
+    }
+  }
+  Check<float>({.m = 70, .n = 72, .k = 40, .dual = true, .tf32 = true});
+  // Operands are rounded, to nearest with ties away from zero: 1 + 2^-11 to 1 + 2^-10.
+  const DeviceArray<float> x(std::vector<float>{1 + 0x1p-11f}), one(std::vector<float>{1}), out(1);
+  tandem_cuda_matmul_params p{};
+  p.a = x.get();
+  p.b = one.get();
+  p.out = out.get();
+  p.batch = p.m = p.n = p.k = p.lda = p.ldb = p.ld_out = p.tf32 = 1;
+  ASSERT_EQ(tandem_cuda_matmul(&p, nullptr), 0);
+  EXPECT_EQ(out.Get()[0], 1 + 0x1p-10f);
+}
+
+// What can be read in 16-byte pieces and what cannot take different ways to the same bits.
+TEST_P(MatMulTest, AlignmentDoesNotChangeBits) {
+  for (const bool ta : {false, true}) {
+    for (const bool tb : {false, true}) {
+      Case c{.m = 136, .n = 72, .k = 200, .transpose_a = ta, .transpose_b = tb, .bias = true};
+      const Operands<BF16, float> aligned(c);
+      c.pad = 3;
+      c.offset = 1;
+      Operands<BF16, float> unaligned(c);
+      const auto repack = [&](const std::vector<BF16>& from, int64_t ld, std::vector<BF16>* to) {
+        for (int64_t i = 0; i < static_cast<int64_t>(from.size()); ++i) {
+          (*to)[1 + i / ld * (ld + 3) + i % ld] = from[i];
+        }
+      };
+      repack(aligned.a, aligned.lda, &unaligned.a);
+      repack(aligned.b, aligned.ldb, &unaligned.b);
+      repack(aligned.bias, c.n, &unaligned.bias);
+      const std::vector<float> expected = aligned.Run(), got = unaligned.Run();
+      for (int64_t i = 0; i < c.m; ++i) {
+        for (int64_t j = 0; j < c.n; ++j) {
+          ASSERT_EQ(got[unaligned.OutAt(0, i, j)], expected[aligned.OutAt(0, i, j)])
+              << i << " " << j;
+        }
+      }
+    }
+  }
+}
+
 TEST_P(MatMulTest, Epilogues) {
   for (int activation = 0; activation <= TANDEM_CUDA_ACTIVATION_GELU_TANH; ++activation) {
     Check<BF16>(

@@ -24,7 +24,7 @@ int tandem_cuda_matmul(const struct tandem_cuda_matmul_params* params, tandem_cu
   const bool hopper = capability == 9;
   switch (p.dtype) {
     case TANDEM_CUDA_F32:
-      return MatMulF32(p, multiprocessors, s);
+      return p.tf32 != 0 ? MatMulTf32(p, multiprocessors, s) : MatMulF32(p, multiprocessors, s);
     case TANDEM_CUDA_BF16:
       return hopper ? MatMulWgmmaBf16(p, multiprocessors, s) : MatMulMmaBf16(p, multiprocessors, s);
     case TANDEM_CUDA_F16:
