@@ -367,6 +367,30 @@ TEST(AttentionTest, GenericServesWhatItTrained) {
   CheckBits({TANDEM_CUDA_BF16, 90, 8, 2, 12}, {50, 3}, {1, 7});
 }
 
+TEST(AttentionTest, TensorCoreForward) {
+  for (const int capability : {80, 90}) {
+    CheckForward({TANDEM_CUDA_BF16, capability, 2, 2, 64}, kRagged);
+    CheckForward({TANDEM_CUDA_F16, capability, 2, 1, 128}, {3, 130, 70});
+    CheckForward({TANDEM_CUDA_BF16, capability, 12, 2, 128, 0.05f}, {33});
+    CheckForward({TANDEM_CUDA_F16, capability, 8, 1, 64}, {5, 0, 40});
+  }
+}
+
+TEST(AttentionTest, TensorCoreBackward) {
+  CheckBackward({TANDEM_CUDA_BF16, 80, 2, 2, 64}, {1, 2, 31, 0, 129, 70});
+  CheckBackward({TANDEM_CUDA_F16, 90, 2, 1, 128}, {3, 130});
+  CheckBackward({TANDEM_CUDA_BF16, 90, 12, 2, 128, 0.05f}, {33});
+  CheckBackward({TANDEM_CUDA_F16, 80, 8, 1, 64}, {5, 0, 40});
+}
+
+TEST(AttentionTest, TensorCoresServeWhatTheyTrained) {
+  for (const int capability : {80, 90}) {
+    CheckBits({TANDEM_CUDA_BF16, capability, 2, 1, 64}, {1, 2, 31, 129, 140}, {64, 200});
+    CheckBits({TANDEM_CUDA_F16, capability, 4, 1, 128}, {12, 3}, {1, 7});
+    CheckBits({TANDEM_CUDA_BF16, capability, 1, 1, 64}, {2051}, {2049});
+  }
+}
+
 TEST(AttentionTest, NothingToDo) {
   CheckForward({TANDEM_CUDA_F32, 90, 2, 1, 8}, {0, 0});
   const Model m{TANDEM_CUDA_F64, 90, 1, 1, 8};

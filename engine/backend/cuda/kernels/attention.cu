@@ -112,7 +112,12 @@ bool HasKernel(const AttentionParams& p) {
          p.head_dim <= 256 && p.scale > 0;
 }
 
+bool OnTensorCores(const AttentionParams& p) {
+  return p.dtype != TANDEM_CUDA_F32 && (p.head_dim == 64 || p.head_dim == 128);
+}
+
 cudaError_t Forward(const AttentionParams& p, int splits, cudaStream_t stream) {
+  if (OnTensorCores(p)) return AttentionMma(p, splits, stream);
   return AttentionGeneric(p, splits, stream);
 }
 
@@ -176,5 +181,6 @@ int tandem_cuda_attention_grad(const struct tandem_cuda_attention_grad_params* p
                                                            : Delta<Bf16>;
   const cudaError_t error = Launch(kernel, RowBlocks(p.forward), kRowThreads, 0, stream, p);
   if (error != cudaSuccess) return error;
+  if (OnTensorCores(p.forward)) return AttentionGradMma(p, stream);
   return AttentionGradGeneric(p, stream);
 }

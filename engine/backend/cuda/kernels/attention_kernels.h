@@ -10,4 +10,8 @@ namespace tandem::cuda {
 cudaError_t AttentionGeneric(const AttentionParams& p, int splits, cudaStream_t stream);
 cudaError_t AttentionGradGeneric(const AttentionGradParams& p, cudaStream_t stream);
 
+// bf16 and f16, head_dim 64 and 128, by mma.sync.
+cudaError_t AttentionMma(const AttentionParams& p, int splits, cudaStream_t stream);
+cudaError_t AttentionGradMma(const AttentionGradParams& p, cudaStream_t stream);
+
 }  // namespace tandem::cuda
