@@ -107,7 +107,7 @@ class Context:
         """|got - expected| <= tolerance of the dtype * scale * max(1, |expected|), and NaN and
         infinity where they are expected."""
         got = array.get() if hasattr(array, 'get') else array
-        limit = TOLERANCE[dtype or got.dtype] * scale
+        limit = TOLERANCE.get(dtype or got.dtype, 0) * scale
         compare(got, expected, limit, what)
 
     def same(self, a, b, what):

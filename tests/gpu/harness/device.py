@@ -25,6 +25,13 @@ def element_bytes(dtype):
     return torch.empty(0, dtype=dtype).element_size()
 
 
+def capability(library):
+    """90 for compute capability 9.0."""
+    info = library.struct('tandem_cuda_device_info')
+    library.call('tandem_cuda_describe_device', device=0, info=info)
+    return 10 * info.major + info.minor
+
+
 class Overrun(Exception):
     """A kernel wrote past the end of an array."""
 
@@ -41,6 +48,7 @@ class TorchDevice:
         torch.cuda.init()
         library.call('tandem_cuda_use_device', device=torch.cuda.current_device())
         library.stream = torch.cuda.current_stream().cuda_stream
+        self.capability = capability(library)
 
     def empty(self, shape, dtype):
         return self._array(torch.Size(shape), dtype)
@@ -89,6 +97,7 @@ class EmulatedDevice:
         self.library = library
         self.reference = torch.device('cpu')
         library.call('tandem_cuda_use_device', device=0)
+        self.capability = capability(library)
 
     def empty(self, shape, dtype):
         return EmulatedArray(self.library, torch.Size(shape), dtype)
