@@ -63,12 +63,13 @@ absl::StatusOr<BoundKernel> BindOptimizerControl(const KernelSpec& spec) {
   }};
 }
 
-// p, g, m, v, decay, control -> p', m', v'
+// p, g, m, v, decay, control -> p', m', v' and, if the node has it, the copy of p'
 absl::StatusOr<BoundKernel> BindAdamStep(const KernelSpec& spec) {
   TANDEM_CUDA_CALL(step, tandem_cuda_adam_step, spec);
   tandem_cuda_optimizer_step_params params = {};
   params.n = spec.in(0).num_elements();
   params.flag = spec.attributes->Int("decoupled") != 0 ? 1 : 0;
+  params.copy_dtype = Number(spec.outputs.back().dtype);
   return BoundKernel{[=](const KernelArgs& args) {
     tandem_cuda_optimizer_step_params p = params;
     p.p = args.in<float>(0);
@@ -80,16 +81,18 @@ absl::StatusOr<BoundKernel> BindAdamStep(const KernelSpec& spec) {
     p.p_out = args.out<float>(0);
     p.m_out = args.out<float>(1);
     p.v_out = args.out<float>(2);
+    if (args.outputs.size() > 3) p.p_copy = args.outputs[3];
     step(&p, step.device->stream());
   }};
 }
 
-// p, g, buffer, decay, control -> p', buffer'
+// p, g, buffer, decay, control -> p', buffer' and the copy
 absl::StatusOr<BoundKernel> BindSgdStep(const KernelSpec& spec) {
   TANDEM_CUDA_CALL(step, tandem_cuda_sgd_step, spec);
   tandem_cuda_optimizer_step_params params = {};
   params.n = spec.in(0).num_elements();
   params.flag = spec.attributes->Int("nesterov") != 0 ? 1 : 0;
+  params.copy_dtype = Number(spec.outputs.back().dtype);
   return BoundKernel{[=](const KernelArgs& args) {
     tandem_cuda_optimizer_step_params p = params;
     p.p = args.in<float>(0);
@@ -99,6 +102,7 @@ absl::StatusOr<BoundKernel> BindSgdStep(const KernelSpec& spec) {
     p.control = args.in<double>(4);
     p.p_out = args.out<float>(0);
     p.m_out = args.out<float>(1);
+    if (args.outputs.size() > 2) p.p_copy = args.outputs[2];
     step(&p, step.device->stream());
   }};
 }
