@@ -159,7 +159,7 @@ struct Allocation {
 struct Device {
   std::recursive_mutex mutex;
   std::map<void*, Allocation> allocations;
-  int open = 0;  // kernels and copies in progress
+  bool open = false;  // between the first work and a wait for it
   size_t used = 0;
   const size_t total = static_cast<size_t>(Setting("TANDEM_CUDA_EMULATION_MEMORY_MIB", 4096)) << 20;
   bool capturing = false;
@@ -171,33 +171,27 @@ Device& device() {
   return *instance;
 }
 
-// Device memory is accessible while one of these lives.
-class Access {
- public:
-  Access() : lock_(device().mutex) {
-    if (device().open++ == 0) Protect(PROT_READ | PROT_WRITE);
+void Protect(int protection) {
+  for (const auto& [pointer, a] : device().allocations) {
+    mprotect(a.map, a.map_bytes - static_cast<size_t>(getpagesize()), protection);
   }
-  ~Access() {
-    if (--device().open == 0) Protect(PROT_NONE);
-  }
-  Access(const Access&) = delete;
-  Access& operator=(const Access&) = delete;
+}
 
- private:
-  static void Protect(int protection) {
-    for (const auto& [pointer, a] : device().allocations) {
-      mprotect(a.map, a.map_bytes - static_cast<size_t>(getpagesize()), protection);
-    }
-  }
-  std::lock_guard<std::recursive_mutex> lock_;
-};
+// Device memory is accessible from the first work on until the stream is waited for.
+void Open() {
+  if (!std::exchange(device().open, true)) Protect(PROT_READ | PROT_WRITE);
+}
+void Close() {
+  const std::lock_guard<std::recursive_mutex> lock(device().mutex);
+  if (std::exchange(device().open, false)) Protect(PROT_NONE);
+}
 
 cudaError_t Submit(std::function<void()> work) {
   const std::lock_guard<std::recursive_mutex> lock(device().mutex);
   if (device().capturing) {
     device().captured.push_back(std::move(work));
   } else {
-    const Access access;
+    Open();
     work();
   }
   return cudaSuccess;
@@ -444,7 +438,7 @@ cudaError_t cudaMallocAsync(void** pointer, size_t bytes, cudaStream_t) {
   // Fresh memory is poisoned: NaN in every floating type.
   mprotect(map, body, PROT_READ | PROT_WRITE);
   std::memset(map, 0xff, body);
-  if (device.open == 0) mprotect(map, body, PROT_NONE);
+  if (!device.open) mprotect(map, body, PROT_NONE);
   device.allocations[*pointer] = {static_cast<char*>(map), body + page, bytes};
   device.used += bytes;
   return cudaSuccess;
@@ -480,7 +474,10 @@ cudaError_t cudaStreamDestroy(cudaStream_t stream) {
   delete stream;
   return cudaSuccess;
 }
-cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
+cudaError_t cudaStreamSynchronize(cudaStream_t) {
+  emulation::Close();
+  return cudaSuccess;
+}
 cudaError_t cudaStreamBeginCapture(cudaStream_t, cudaStreamCaptureMode) {
   emulation::device().capturing = true;
   return cudaSuccess;

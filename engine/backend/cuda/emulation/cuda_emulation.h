@@ -4,8 +4,8 @@
 // order drawn from TANDEM_CUDA_EMULATION_SEED, each until it must wait. So a missing barrier shows
 // as a wrong result for most seeds, a barrier that some threads never reach as a report and an
 // abort, and shared memory that nobody wrote as NaN (all bits one, at the start of every block).
-// Device memory is unreadable outside kernels and copies: a host that follows a device pointer dies
-// at once; each allocation ends at an unmapped page. Not modelled: time, weak memory ordering, bank
+// Device memory is unreadable once its stream was waited for: a host that follows a device pointer
+// dies at once; each allocation ends at an unmapped page. Not modelled: time, weak memory ordering, bank
 // conflicts. What a kernel may use is what this header and the wrappers in ../kernels/ptx.h
 // declare.
 //
