@@ -31,6 +31,12 @@ __device__ __forceinline__ PhiloxWords Philox(uint64_t key, uint64_t stream, uin
   return {{c0, c1, c2, c3}};
 }
 
+// In (0, 1), never an end: 24 random bits, centred.
+__device__ __forceinline__ float PhiloxUniform(uint32_t word) {
+  const float centre = (static_cast<float>(word >> 8) + 0.5f) * 0x1p-24f;
+  return centre < 1 ? centre : 1 - 0x1p-24f;
+}
+
 // The key of a run: {seed, call}.
 __device__ __forceinline__ uint64_t FoldKey(const uint64_t* key) {
   const PhiloxWords w = Philox(key[0], ~uint64_t{0}, key[1]);

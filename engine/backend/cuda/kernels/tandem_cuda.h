@@ -108,5 +108,6 @@ TANDEM_CUDA_API int tandem_cuda_recording_destroy(tandem_cuda_recording recordin
 #include "engine/backend/cuda/kernels/random.h"
 #include "engine/backend/cuda/kernels/reduce.h"
 #include "engine/backend/cuda/kernels/shape.h"
+#include "engine/backend/cuda/kernels/sampling.h"
 
 #endif /* TANDEM_CUDA_H_ */
