@@ -199,5 +199,17 @@ class ProgramTest(unittest.TestCase):
                 self.assertTrue(os.path.exists(os.path.join(unpacked, file)), file)
 
 
+class ResultsTest(unittest.TestCase):
+    def test_a_section_takes_the_place_of_the_empty_table(self):
+        from harness import record
+        with open(os.path.join(HERE, 'RESULTS.md'), encoding='utf-8') as file:
+            text = file.read()
+        first = record.add(text, '## A device\n')
+        self.assertNotIn(record.UNMEASURED, first)
+        self.assertNotIn('not measured', first)
+        self.assertTrue(first.endswith('\n\n## A device\n'))
+        self.assertEqual(record.add(first, '## Another\n'), first + '\n## Another\n')
+
+
 if __name__ == '__main__':
     unittest.main()

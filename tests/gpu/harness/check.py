@@ -30,6 +30,8 @@ class Check:
 
 
 def _show(argument):
+    if isinstance(argument, tuple):
+        return '-'.join(_show(a) for a in argument if not callable(a))
     return devices.NAMES[argument].lower() if argument in devices.NAMES else str(argument)
 
 
@@ -51,18 +53,19 @@ class Context:
     """What a check works with: the library, arrays, and numbers that follow from the seed and the
     check's name alone."""
 
-    def __init__(self, library, device, seed, name):
+    def __init__(self, library, device, seed, name, small):
         self.library = library
         self.device = device
         self.emulated = device.emulated
+        self.small = small
         self.reference = device.reference
         self.generator = torch.Generator(device=self.reference)
         self.generator.manual_seed((seed << 32) ^ zlib.crc32(name.encode()))
 
     # --- numbers
     def size(self, small, large):
-        """`small` under emulation, which is slow."""
-        return small if self.emulated else large
+        """`small` under emulation and under a sanitizer, which are slow."""
+        return small if self.small else large
 
     def normal(self, *shape, dtype=F32, scale=1.0):
         x = torch.randn(shape, generator=self.generator, device=self.reference)
@@ -161,7 +164,7 @@ class Outcome:
         self.check, self.status, self.message, self.seconds = check, status, message, seconds
 
 
-def run_checks(checks, library, device, seed, deadline, show):
+def run_checks(checks, library, device, seed, small, deadline, show):
     """Each check's outcome; those that would start after the deadline are not run."""
     outcomes = []
     for c in checks:
@@ -170,7 +173,7 @@ def run_checks(checks, library, device, seed, deadline, show):
             outcomes.append(Outcome(c, 'not run', 'out of time', 0.0))
             continue
         try:
-            c.function(Context(library, device, seed, c.name), *c.arguments)
+            c.function(Context(library, device, seed, c.name, small), *c.arguments)
             device.finish()
             status, message = 'passed', ''
         except (Failed, c_interface.KernelError, devices.Overrun) as error:
