@@ -331,13 +331,13 @@ class Library:
             raise KernelError('%s has no %s' % (self.path, name))
         declared = self.headers.functions[name]
         values = []
-        for argument, _ in declared.arguments:
+        for argument, kind in declared.arguments:
             if argument == 'stream' and argument not in arguments:
                 values.append(self.stream)
                 continue
             if argument not in arguments:
                 raise KernelError('%s: no argument %s' % (name, argument))
-            values.append(_argument(arguments.pop(argument)))
+            values.append(_argument(kind, arguments.pop(argument)))
         if arguments:
             raise KernelError('%s takes no %s' % (name, ', '.join(arguments)))
         result = self._functions[name](*values)
@@ -351,12 +351,15 @@ class Library:
         return 0
 
 
-def _argument(value):
+def _argument(kind, value):
+    value = getattr(value, 'pointer', value)
+    if isinstance(value, int) and issubclass(kind, ctypes._Pointer):
+        return ctypes.cast(value, kind)  # structs in device memory
     if isinstance(value, ctypes.Structure):
         return ctypes.byref(value)
     if isinstance(value, ctypes._SimpleCData) and not isinstance(value, ctypes.c_void_p):
         return ctypes.byref(value)  # a result
-    return getattr(value, 'pointer', value)
+    return value
 
 
 def _field(kind, value):
