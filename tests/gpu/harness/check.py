@@ -164,13 +164,26 @@ class Outcome:
         self.check, self.status, self.message, self.seconds = check, status, message, seconds
 
 
+def is_lost(device):
+    """After an illegal access CUDA refuses everything else in this process."""
+    try:
+        device.finish()
+    except Exception:
+        print('the device is lost: nothing more can be run in this process', flush=True)
+        return True
+    return False
+
+
 def run_checks(checks, library, device, seed, small, deadline, show):
-    """Each check's outcome; those that would start after the deadline are not run."""
+    """Each check's outcome; those that would start after the deadline, or after the device was
+    lost, are not run."""
     outcomes = []
+    lost = False
     for c in checks:
         start = time.monotonic()
-        if start > deadline:
-            outcomes.append(Outcome(c, 'not run', 'out of time', 0.0))
+        if start > deadline or lost:
+            why = 'the device is lost' if lost else 'out of time'
+            outcomes.append(Outcome(c, 'not run', why, 0.0))
             continue
         try:
             c.function(Context(library, device, seed, c.name, small), *c.arguments)
@@ -181,6 +194,8 @@ def run_checks(checks, library, device, seed, small, deadline, show):
         except Exception:  # a reference that does not run is a failure too
             status, message = 'failed', traceback.format_exc(limit=-3)
         outcomes.append(Outcome(c, status, message, time.monotonic() - start))
+        if status == 'failed':
+            lost = is_lost(device)
         if status == 'failed' or show:
             last = outcomes[-1]
             print('%-8s %-48s %5.1f s  %s' % (last.status, c.name, last.seconds, last.message),
