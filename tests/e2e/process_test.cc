@@ -262,22 +262,33 @@ TEST_F(ProcessTest, TrainsAndSamplesOnAnEmulatedGpu) {
                 &output),
             0)
       << output;
-  const std::vector<std::string> generate = {"--json", "generate",      "ab", "--prompt",
-                                             "aba",    "--seed",        "5",  "--max-tokens",
-                                             "12",     "--temperature", "0.5"};
-  ASSERT_EQ(Run(generate, &output), 0) << output;
-  const std::string on_device = output;
-  EXPECT_NE(output.find("bab"), std::string::npos) << output;
+  ASSERT_EQ(Run({"generate", "ab", "--prompt", "aba", "--seed", "5", "--max-tokens", "12",
+                 "--temperature", "0.5"},
+                &output),
+            0)
+      << output;
+  EXPECT_NE(output.find("babab"), std::string::npos) << output << " after learning abababab";
   ASSERT_EQ(Run({"models", "get", "ab"}, &output), 0) << output;
   EXPECT_NE(output.find("cuda:0"), std::string::npos) << output;
-  v1::GetModelRequest get;
-  get.set_model("ab");
-  const std::string hash = client_->GetModel(get)->model().weights_hash();
+  const auto described = [&](const std::string& name) {
+    v1::GetModelRequest get;
+    get.set_model(name);
+    const auto response = client_->GetModel(get);
+    EXPECT_TRUE(response.ok()) << response.status();
+    return response.ok() ? response->model() : v1::Model();
+  };
+  const std::string hash = described("ab").weights_hash();
+  ASSERT_EQ(Run({"models", "create", "copy", "--copy-of", "ab", "--device", "cpu"}, &output), 0)
+      << output;
+  EXPECT_EQ(described("copy").device(), "cpu");
+  EXPECT_EQ(described("copy").weights_hash(), hash);
+  EXPECT_EQ(Run({"models", "create", "no", "--copy-of", "ab", "--device", "cuda:7"}, &output), 1);
+  EXPECT_NE(output.find("the driver shows 1 CUDA devices"), std::string::npos) << output;
   ASSERT_EQ(Run({"models", "save", "ab"}, &output), 0) << output;
   server_ = nullptr;
   StartServer();
-  EXPECT_EQ(client_->GetModel(get)->model().weights_hash(), hash);
-  EXPECT_EQ(client_->GetModel(get)->model().device(), "cpu");
+  EXPECT_EQ(described("ab").device(), "cpu");
+  EXPECT_EQ(described("ab").weights_hash(), hash);
 }
 
 TEST_F(ProcessTest, ADeviceThatIsNotThereSaysWhy) {

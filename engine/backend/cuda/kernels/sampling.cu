@@ -362,7 +362,7 @@ __device__ __forceinline__ void ForKept(const Row& row, const Kept& kept, float 
       const Key key = row.Order(logit, token);
       if (token >= row.vocabulary || key < kept.low) continue;
       if (kept.min_p > 0 && logit < top && MassOf(key, top) < kept.min_p) continue;
-      f(token, logit, Word(noise, j));
+      f(token, logit, noise.word[j]);
     }
   }
 }
