@@ -12,7 +12,8 @@
 #define TANDEM_ELEMENTWISE_OPS(OP) \
   TANDEM_UNARY_OPS(OP)             \
   TANDEM_UNARY_GRAD_OPS(OP) TANDEM_BINARY_OPS(OP) OP(Where) OP(Cast) OP(SwiGlu) OP(SwiGluGrad)
-#define TANDEM_RANDOM_OPS(OP) OP(Random) OP(GumbelSoftmax) OP(RandomGamma) OP(RandomGammaGrad)
+#define TANDEM_RANDOM_OPS(OP) \
+  OP(Random) OP(GumbelSoftmax) OP(RandomGamma) OP(RandomGammaGrad) OP(SampleTokens)
 #define TANDEM_REDUCE_OPS(OP) \
   OP(ReduceSum) OP(ReduceMax) OP(ReduceMin) OP(ReduceProd) OP(ArgMax) OP(ArgMin) OP(TopK)
 #define TANDEM_SHAPE_OPS(OP) \

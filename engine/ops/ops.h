@@ -72,6 +72,14 @@ Value RandomGamma(Builder& b, Value concentration);
 // reparameterisation (Figurnov et al., NeurIPS 2018).
 Value RandomGammaGrad(Builder& b, Value concentration, Value log_draw, Value dy);
 
+// A token a row, as DrawToken of engine/base/draw_token.h draws it: logits (R, V) and their
+// log-sum-exp (R); temperature (R) f32, top_k (R) i32, top_p and min_p (R) f64; key (3, R) u64:
+// seeds, streams and positions. -> {tokens (R) i32, logprob (R): logits[token] - lse,
+// sampling_logprob (R)}. Not differentiable. Devices agree on the tokens but where a rounding
+// decides.
+std::vector<Value> SampleTokens(Builder& b, Value logits, Value lse, Value temperature, Value top_k,
+                                Value top_p, Value min_p, Value key);
+
 // --- reduce.cc: over `axes` (empty: all); keep leaves them as size 1 ----------------------------
 Value ReduceSum(Builder& b, Value x, std::vector<int64_t> axes, bool keep);
 Value ReduceMax(Builder& b, Value x, std::vector<int64_t> axes, bool keep);

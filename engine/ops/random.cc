@@ -96,6 +96,30 @@ double FlopsPerOutput(std::span<const TensorType* const>, std::span<const Tensor
   return kPerElement * static_cast<double>(outputs[0].shape.num_elements());
 }
 
+// logits, lse, temperature, top_k, top_p, min_p, key
+Types InferSampleTokens(const InferArgs& args) {
+  TANDEM_RETURN_IF_ERROR(RequireDType(args, 0, "logits", DType::kF32));
+  TANDEM_RETURN_IF_ERROR(RequireRank(args, 0, "logits", 2));
+  const Shape rows{args.shape(0)[0]};
+  if (args.shape(0)[1] < 1) return InvalidArgument("logits have no vocabulary");
+  struct Row {
+    std::string_view name;
+    DType dtype;
+  };
+  constexpr Row kRows[] = {{"lse", DType::kF32},
+                           {"temperature", DType::kF32},
+                           {"top_k", DType::kI32},
+                           {"top_p", DType::kF64},
+                           {"min_p", DType::kF64}};
+  for (int i = 0; i < 5; ++i) {
+    TANDEM_RETURN_IF_ERROR(RequireDType(args, i + 1, kRows[i].name, kRows[i].dtype));
+    TANDEM_RETURN_IF_ERROR(RequireShape(args, i + 1, kRows[i].name, rows));
+  }
+  TANDEM_RETURN_IF_ERROR(RequireDType(args, 6, "key", DType::kU64));
+  TANDEM_RETURN_IF_ERROR(RequireShape(args, 6, "key", Shape{3, rows[0]}));
+  return std::vector<TensorType>{{DType::kI32, rows}, {DType::kF32, rows}, {DType::kF32, rows}};
+}
+
 }  // namespace
 
 constinit const OpDef kRandom = {
@@ -125,6 +149,8 @@ constinit const OpDef kRandomGammaGrad = {.name = "RandomGammaGrad",
                                           .max_inputs = 3,
                                           .infer = InferRandomGammaGrad,
                                           .flops = FlopsPerOutput<1000>};
+constinit const OpDef kSampleTokens = {
+    .name = "SampleTokens", .min_inputs = 7, .max_inputs = 7, .infer = InferSampleTokens};
 
 Value Random(Builder& b, Noise noise, DType dtype, const Shape& shape, Value key) {
   std::vector<int64_t> dims = DimsOf(shape);
@@ -150,6 +176,11 @@ Value RandomGamma(Builder& b, Value concentration) {
 
 Value RandomGammaGrad(Builder& b, Value concentration, Value log_draw, Value dy) {
   return b.Add(kRandomGammaGrad, {concentration, log_draw, dy});
+}
+
+std::vector<Value> SampleTokens(Builder& b, Value logits, Value lse, Value temperature, Value top_k,
+                                Value top_p, Value min_p, Value key) {
+  return b.AddMulti(kSampleTokens, {{logits, lse, temperature, top_k, top_p, min_p, key}}, {}, 3);
 }
 
 }  // namespace tandem::ops

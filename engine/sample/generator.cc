@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <deque>
+#include <limits>
 #include <utility>
 
 #include "engine/exec/device_tensor.h"
@@ -43,7 +44,17 @@ struct Piece {
 // Everything that a step binds, in the order of the graph's inputs.
 struct StepInputs {
   Tensor tokens, positions, query_start, past_length, block_table, logit_rows;
+  // Where the device draws: of each row, as ops::SampleTokens takes them. Else empty.
+  std::vector<Tensor> draws;
 };
+
+// Nothing but DrawToken stands between the logits and the next token.
+bool IsPlain(const Sequence& sequence) {
+  const SamplingOptions& o = sequence.options;
+  const auto generated = static_cast<int64_t>(sequence.tokens.size()) - sequence.prompt_tokens;
+  return o.repetition_penalty == 1 && o.presence_penalty == 0 && o.frequency_penalty == 0 &&
+         o.logit_bias.empty() && generated >= o.min_tokens && o.logprobs == 0 && !o.prompt_logprobs;
+}
 
 class PagedGenerator final : public Generator {
  public:
@@ -139,7 +150,7 @@ class PagedGenerator final : public Generator {
     }
     for (const Piece& piece : pieces) {
       // A callback may have cancelled sequences that come after its own.
-      if (Find(piece.id) != nullptr) Advance(piece, (*outputs)[0], (*outputs)[1]);
+      if (Find(piece.id) != nullptr) Advance(piece, *outputs);
     }
   }
 
@@ -212,7 +223,8 @@ class PagedGenerator final : public Generator {
                   Tensor(DType::kI32, {sequences + 1}),
                   Tensor(DType::kI32, {sequences}),
                   Tensor::Zeros({DType::kI32, {sequences, blocks_per_sequence_}}),
-                  Tensor(DType::kI32, {rows})};
+                  Tensor(DType::kI32, {rows}),
+                  {}};
     int64_t at = 0, row = 0;
     for (int64_t s = 0; s < sequences; ++s) {
       const Piece& piece = pieces[s];
@@ -230,7 +242,34 @@ class PagedGenerator final : public Generator {
       }
     }
     in.query_start.data<int32_t>()[sequences] = static_cast<int32_t>(at);
+    const bool plain = std::all_of(pieces.begin(), pieces.end(),
+                                   [](const Piece& piece) { return IsPlain(*piece.sequence); });
+    // On the host the logits are at hand; from a device the tokens alone travel.
+    if (plain && !model_.backend().host_memory()) in.draws = BindDraws(pieces, rows);
     return in;
+  }
+
+  // One row a piece that ends its sequence's pending tokens: plain ones want no other logits.
+  static std::vector<Tensor> BindDraws(const std::vector<Piece>& pieces, int64_t rows) {
+    Tensor temperature(DType::kF32, {rows}), top_k(DType::kI32, {rows});
+    Tensor top_p(DType::kF64, {rows}), min_p(DType::kF64, {rows}), key(DType::kU64, {3, rows});
+    for (const Piece& piece : pieces) {
+      if (piece.rows == 0) continue;
+      const int64_t r = piece.first_row;
+      const DrawOptions o = DrawOptionsOf(piece.sequence->options, piece.sequence->tokens.size());
+      temperature.data<float>()[r] = o.temperature;
+      // 0 is off, and so is any number beyond the vocabulary.
+      top_k.data<int32_t>()[r] =
+          static_cast<int32_t>(std::min<int64_t>(o.top_k, std::numeric_limits<int32_t>::max()));
+      top_p.data<double>()[r] = o.top_p;
+      min_p.data<double>()[r] = o.min_p;
+      key.data<uint64_t>()[r] = o.seed;
+      key.data<uint64_t>()[rows + r] = o.stream;
+      key.data<uint64_t>()[2 * rows + r] = o.position;
+    }
+    std::vector<Tensor> draws;
+    for (Tensor* t : {&temperature, &top_k, &top_p, &min_p, &key}) draws.push_back(std::move(*t));
+    return draws;
   }
 
   absl::StatusOr<Graph> BuildStep(const StepInputs& in) const {
@@ -249,27 +288,34 @@ class PagedGenerator final : public Generator {
     const Value any_target =
         b.Constant(Tensor::Zeros({DType::kI32, {in.logit_rows.num_elements()}}));
     const Value lse = ops::SoftmaxCrossEntropy(b, logits, any_target)[1];  // (R)
-    b.Output(logits);
-    b.Output(lse);
+    std::vector<Value> outputs = {logits, lse};
+    if (!in.draws.empty()) {
+      std::vector<Value> draws;
+      for (const Tensor& t : in.draws) draws.push_back(b.Input("draws", t.type()));
+      outputs = ops::SampleTokens(b, logits, lse, draws[0], draws[1], draws[2], draws[3], draws[4]);
+    }
+    for (Value v : outputs) b.Output(v);
     return b.Finish();
   }
 
+  // {logits (R, V), lse (R)}, or what SampleTokens gives: {token, logprob, sampling_logprob}, (R).
   absl::StatusOr<std::vector<Tensor>> Run(const std::vector<Piece>& pieces) {
     const StepInputs in = Bind(pieces);
     const std::string key = StrCat("generate ", in.tokens.num_elements(), " ", pieces.size(), " ",
-                                   in.logit_rows.num_elements());
+                                   in.logit_rows.num_elements(), in.draws.empty() ? "" : " draws");
     TANDEM_ASSIGN_OR_RETURN(Plan * plan, model_.plans().Get(key, [&] { return BuildStep(in); }));
     std::vector<Address> inputs = {OnHost(in.tokens),      OnHost(in.positions),
                                    OnHost(in.query_start), OnHost(in.past_length),
                                    OnHost(in.block_table), OnHost(in.logit_rows)};
     for (const DeviceTensor& t : k_cache_) inputs.push_back(t.address());
     for (const DeviceTensor& t : v_cache_) inputs.push_back(t.address());
+    for (const Tensor& t : in.draws) inputs.push_back(OnHost(t));
     TANDEM_ASSIGN_OR_RETURN(const std::span<const void* const> parameters,
                             model_.ParameterAddresses());
     return RunToHost(*plan, inputs, parameters);
   }
 
-  void Advance(const Piece& piece, const Tensor& logits, const Tensor& lse) {
+  void Advance(const Piece& piece, const std::vector<Tensor>& outputs) {
     Sequence& sequence = *piece.sequence;
     const int64_t begin = sequence.cached;
     sequence.cached += piece.count;
@@ -277,25 +323,32 @@ class PagedGenerator final : public Generator {
       statistics_.prompt_tokens += std::min(sequence.cached, sequence.prompt_tokens) - begin;
     }
     const auto row_logits = [&](int64_t row) {
-      return logits.data<float>().subspan(row * info_.vocab_size, info_.vocab_size);
+      return outputs[0].data<float>().subspan(row * info_.vocab_size, info_.vocab_size);
     };
     if (sequence.options.prompt_logprobs && begin < sequence.prompt_tokens) {
       if (begin == 0) sequence.prompt_logprobs.assign(1, NAN);
       for (int64_t i = 0; i < piece.rows && begin + i + 1 < sequence.prompt_tokens; ++i) {
         const int64_t row = piece.first_row + i;
         sequence.prompt_logprobs.push_back(row_logits(row)[sequence.tokens[begin + i + 1]] -
-                                           lse.data<float>()[row]);
+                                           outputs[1].data<float>()[row]);
       }
     }
     if (sequence.pending() > 0) return;  // more of the prompt to come
     sequence.whole = false;
     const int64_t row = piece.first_row + piece.rows - 1;
     const auto generated = static_cast<int64_t>(sequence.tokens.size()) - sequence.prompt_tokens;
-    SampledToken sampled = SampleToken(row_logits(row), lse.data<float>()[row], sequence.options,
-                                       {.tokens = sequence.tokens,
-                                        .prompt_tokens = sequence.prompt_tokens,
-                                        .eos_token_ids = info_.eos_token_ids},
-                                       scratch_);
+    SampledToken sampled;
+    if (outputs.size() == 3) {
+      sampled.token = outputs[0].data<int32_t>()[row];
+      sampled.logprob = outputs[1].data<float>()[row];
+      sampled.sampling_logprob = outputs[2].data<float>()[row];
+    } else {
+      sampled = SampleToken(row_logits(row), outputs[1].data<float>()[row], sequence.options,
+                            {.tokens = sequence.tokens,
+                             .prompt_tokens = sequence.prompt_tokens,
+                             .eos_token_ids = info_.eos_token_ids},
+                            scratch_);
+    }
     sampled.weights_version = model_.weights_version();
     if (generated == 0) sampled.prompt_logprobs = std::move(sequence.prompt_logprobs);
     sampled.finish = Finish(sequence, sampled.token, generated + 1);

@@ -5,7 +5,6 @@
 #include <numeric>
 
 #include "absl/container/flat_hash_map.h"
-#include "engine/base/philox.h"
 
 namespace tandem {
 namespace {
@@ -14,14 +13,6 @@ absl::Status Range(std::string_view name, double value, double low, double high)
   if (value >= low && value <= high) return absl::OkStatus();
   return InvalidArgument(name, " is ", value, ", must be in [", low, ", ", high, "]");
 }
-
-// Larger logit first, the lower id on ties.
-struct ByLogit {
-  std::span<const float> logits;
-  bool operator()(int32_t a, int32_t b) const {
-    return logits[a] > logits[b] || (logits[a] == logits[b] && a < b);
-  }
-};
 
 void Penalize(std::span<float> logits, const SamplingOptions& options,
               const TokenHistory& history) {
@@ -50,44 +41,6 @@ void Penalize(std::span<float> logits, const SamplingOptions& options,
   }
 }
 
-// The ids that may be drawn, likeliest first where any cut is on.
-std::vector<int32_t> Candidates(std::span<const float> logits, const SamplingOptions& options) {
-  std::vector<int32_t> ids(logits.size());
-  std::iota(ids.begin(), ids.end(), 0);
-  const auto vocab = static_cast<int64_t>(ids.size());
-  const bool cut_k = options.top_k > 0 && options.top_k < vocab;
-  if (!cut_k && options.top_p >= 1 && options.min_p <= 0) return ids;
-  const ByLogit order{logits};
-  if (cut_k) {
-    std::nth_element(ids.begin(), ids.begin() + options.top_k - 1, ids.end(), order);
-    ids.resize(options.top_k);
-  }
-  std::sort(ids.begin(), ids.end(), order);
-  const double top = logits[ids[0]];
-  if (options.top_p < 1) {
-    double total = 0;
-    for (int32_t t : ids) total += std::exp(logits[t] - top);
-    double sum = 0;
-    size_t keep = 0;
-    while (keep < ids.size() && sum < options.top_p * total)
-      sum += std::exp(logits[ids[keep++]] - top);
-    ids.resize(std::max<size_t>(1, keep));
-  }
-  if (options.min_p > 0) {
-    size_t keep = 1;
-    while (keep < ids.size() && std::exp(logits[ids[keep]] - top) >= options.min_p) ++keep;
-    ids.resize(keep);
-  }
-  return ids;
-}
-
-// Standard Gumbel noise of one token at one position.
-double GumbelNoise(const SamplingOptions& options, uint64_t position, int32_t token) {
-  const uint64_t counter = position << 32 | static_cast<uint32_t>(token) / 4;
-  const Philox::Words words = Philox::Block(options.seed, options.stream, counter);
-  return -std::log(-std::log(static_cast<double>(Philox::Uniform(words[token % 4]))));
-}
-
 }  // namespace
 
 absl::Status SamplingOptions::Validate(int64_t vocab_size) const {
@@ -114,36 +67,25 @@ absl::Status SamplingOptions::Validate(int64_t vocab_size) const {
   return absl::OkStatus();
 }
 
+DrawOptions DrawOptionsOf(const SamplingOptions& options, uint64_t position) {
+  return {.temperature = static_cast<float>(options.temperature),
+          .top_k = options.top_k,
+          .top_p = options.top_p,
+          .min_p = options.min_p,
+          .seed = options.seed,
+          .stream = options.stream,
+          .position = position};
+}
+
 SampledToken SampleToken(std::span<const float> logits, float lse, const SamplingOptions& options,
                          const TokenHistory& history, std::vector<float>& scratch) {
   scratch.assign(logits.begin(), logits.end());
   const std::span<float> scaled(scratch);
   Penalize(scaled, options, history);
+  const DrawnToken drawn = DrawToken(scaled, DrawOptionsOf(options, history.tokens.size()));
   SampledToken sampled;
-  if (options.temperature == 0) {
-    sampled.token =
-        static_cast<int32_t>(std::max_element(scaled.begin(), scaled.end()) - scaled.begin());
-    sampled.sampling_logprob = 0;
-  } else {
-    const auto temperature = static_cast<float>(options.temperature);
-    for (float& x : scaled) x /= temperature;
-    const std::vector<int32_t> ids = Candidates(scaled, options);
-    const uint64_t position = history.tokens.size();
-    double best = -INFINITY;
-    double top = -INFINITY;
-    sampled.token = ids[0];
-    for (int32_t t : ids) {
-      top = std::max<double>(top, scaled[t]);
-      const double score = scaled[t] + GumbelNoise(options, position, t);
-      if (score > best) {
-        best = score;
-        sampled.token = t;
-      }
-    }
-    double sum = 0;
-    for (int32_t t : ids) sum += std::exp(scaled[t] - top);
-    sampled.sampling_logprob = static_cast<float>(scaled[sampled.token] - top - std::log(sum));
-  }
+  sampled.token = drawn.token;
+  sampled.sampling_logprob = drawn.sampling_logprob;
   sampled.logprob = logits[sampled.token] - lse;
   if (options.logprobs > 0) {
     std::vector<int32_t> ids(logits.size());

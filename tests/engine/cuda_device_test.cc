@@ -94,6 +94,58 @@ TEST_P(CudaDeviceTest, TrainsAsTheCpu) {
   EXPECT_LT(sum / static_cast<double>(weights[0].size()), 1e-5);
 }
 
+// The device draws tokens where nothing but cuts and temperature stands before the draw; a request
+// for more is drawn on the host from its logits. Both give the CPU's tokens.
+TEST_P(CudaDeviceTest, GeneratesAsTheCpu) {
+  struct Generated {
+    std::vector<int32_t> tokens;
+    std::vector<float> sampling_logprobs;
+  };
+  std::vector<SamplingOptions> requests(4);
+  for (SamplingOptions& o : requests) o.max_tokens = 12;
+  requests[0].seed = 3;
+  requests[1].temperature = 0;
+  requests[2].top_k = 7;
+  requests[2].top_p = 0.8;
+  requests[2].temperature = 1.5;
+  requests[2].seed = 9;
+  requests[3].min_p = 0.02;
+  requests[3].stream = 4;
+  for (const bool penalised : {false, true}) {
+    if (penalised) requests[1].repetition_penalty = 1.1;
+    std::vector<Generated> generated[2];
+    for (int k = 0; k < 2; ++k) {
+      const auto model = ModelOn(k == 0 ? CpuBackend() : *device_);
+      auto generator = Generator::Create(model.get(), {});
+      ASSERT_TRUE(generator.ok()) << generator.status();
+      generated[k].resize(requests.size());
+      for (size_t i = 0; i < requests.size(); ++i) {
+        const auto collect = [out = &generated[k][i]](const absl::Status& status,
+                                                      const SampledToken& token) {
+          EXPECT_TRUE(status.ok()) << status;
+          out->tokens.push_back(token.token);
+          out->sampling_logprobs.push_back(token.sampling_logprob);
+          return true;
+        };
+        ASSERT_TRUE(
+            (*generator)
+                ->Add(RandomTokens(5 + 30 * static_cast<int64_t>(i), 50, 1), requests[i], collect)
+                .ok());
+      }
+      for (int i = 0; (*generator)->HasWork() && i < 1000; ++i) (*generator)->Step();
+    }
+    for (size_t i = 0; i < requests.size(); ++i) {
+      EXPECT_EQ(generated[1][i].tokens, generated[0][i].tokens) << i;
+      ASSERT_EQ(generated[1][i].tokens.size(), 12u);
+      for (size_t t = 0; t < 12; ++t) {
+        EXPECT_NEAR(generated[1][i].sampling_logprobs[t], generated[0][i].sampling_logprobs[t],
+                    1e-4)
+            << i << " " << t;
+      }
+    }
+  }
+}
+
 TEST_P(CudaDeviceTest, WeightsMoveThereAndBackToTheBit) {
   const auto model = ModelOn(CpuBackend());
   const std::string hash = *model->WeightsHash();

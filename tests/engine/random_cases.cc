@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <numbers>
+#include <numeric>
 
 #include "engine/base/philox.h"
 #include "tests/engine/op_cases.h"
@@ -236,6 +237,73 @@ void AddRandomGamma(std::vector<OpCase>& cases) {
   }
 }
 
+// Every cut by itself and all together; the last row takes the likeliest.
+void AddSampleTokens(std::vector<OpCase>& cases) {
+  constexpr int64_t kRows = 6, kVocabulary = 37;
+  const auto row = [](std::vector<double> values, DType dtype) {
+    return CaseInput{.shape = Shape{kRows}, .dtype = dtype, .values = std::move(values)};
+  };
+  OpCase c;
+  c.name = "SampleTokens";
+  c.inputs = {{.shape = Shape{kRows, kVocabulary}},
+              row({3, 3.5, 4, 3, 2, 1}, DType::kF32),
+              row({1, 0.5, 2, 1.5, 0.25, 0}, DType::kF32),
+              row({0, 3, 0, 0, 20, 0}, DType::kI32),
+              row({1, 1, 0.5, 1, 0.9, 1}, DType::kF64),
+              row({0, 0, 0, 0.3, 0.05, 0}, DType::kF64),
+              {.shape = Shape{3, kRows},
+               .dtype = DType::kU64,
+               .values = {11, 12, 13, 14, 15, 16, 0, 1, 2, 0, 1, 2, 5, 6, 7, 8, 9, 10}}};
+  c.build = [](Builder& b, const Values& x) {
+    return ops::SampleTokens(b, x[0], x[1], x[2], x[3], x[4], x[5], x[6]);
+  };
+  c.reference = [](const Refs& x) {
+    Refs out(3, Ref(Shape{kRows}));
+    for (int64_t r = 0; r < kRows; ++r) {
+      const double* logits = &x[0].v[r * kVocabulary];
+      const bool greedy = x[2].v[r] == 0;
+      // Tokens by logit, and the cuts one after another.
+      std::vector<int64_t> order(kVocabulary);
+      std::iota(order.begin(), order.end(), 0);
+      std::stable_sort(order.begin(), order.end(),
+                       [&](int64_t a, int64_t b) { return logits[a] > logits[b]; });
+      const auto weight = [&](int64_t t) {
+        return greedy ? 1 : std::exp((logits[t] - logits[order[0]]) / x[2].v[r]);
+      };
+      if (greedy) order.resize(1);
+      if (x[3].v[r] > 0) order.resize(static_cast<size_t>(x[3].v[r]));
+      double total = 0, sum = 0;
+      for (int64_t t : order) total += weight(t);
+      size_t keep = 0;
+      while (keep < order.size() && (keep == 0 || sum < x[4].v[r] * total)) {
+        sum += weight(order[keep++]);
+      }
+      order.resize(keep);
+      while (weight(order.back()) < x[5].v[r]) order.pop_back();
+      int64_t best = order[0];
+      double best_score = -INFINITY, left = 0;
+      for (int64_t t : order) {
+        left += weight(t);
+        const auto key = [&](int64_t i) { return static_cast<uint64_t>(x[6].v[i * kRows + r]); };
+        const Philox::Words words =
+            Philox::Block(key(0), key(1), key(2) << 32 | static_cast<uint64_t>(t / 4));
+        const double noise = -std::log(-std::log(double{Philox::Uniform(words[t % 4])}));
+        const double score = greedy ? 0 : logits[t] / x[2].v[r] + noise;
+        if (score > best_score) {
+          best_score = score;
+          best = t;
+        }
+      }
+      out[0].v[r] = static_cast<double>(best);
+      out[1].v[r] = logits[best] - x[1].v[r];
+      out[2].v[r] = std::log(weight(best) / left);
+    }
+    return out;
+  };
+  c.gradient = false;
+  cases.push_back(c);
+}
+
 }  // namespace
 
 std::vector<OpCase> RandomCases() {
@@ -244,6 +312,7 @@ std::vector<OpCase> RandomCases() {
   AddGumbelSoftmax(cases);
   AddStraightThrough(cases);
   AddRandomGamma(cases);
+  AddSampleTokens(cases);
   return cases;
 }
 

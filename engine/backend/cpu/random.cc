@@ -1,9 +1,12 @@
 // Kernels of the random operators.
 #include "engine/backend/cpu/kernels/random.h"
 
+#include <algorithm>
+
 #include "engine/backend/cpu/dtypes.h"
 #include "engine/backend/cpu/kernels/gamma.h"
 #include "engine/backend/cpu/kernels_table.h"
+#include "engine/base/draw_token.h"
 
 namespace tandem::cpu {
 namespace {
@@ -87,11 +90,37 @@ absl::StatusOr<BoundKernel> BindRandomGammaGrad(const KernelSpec& spec) {
   return spec.dtype() == DType::kF32 ? GammaGradKernel<float>(n) : GammaGradKernel<double>(n);
 }
 
+absl::StatusOr<BoundKernel> BindSampleTokens(const KernelSpec& spec) {
+  const int64_t rows = spec.in(0)[0], vocabulary = spec.in(0)[1];
+  return BoundKernel{[=](const KernelArgs& args) {
+                       const auto* key = args.in<uint64_t>(6);
+                       float* row = static_cast<float*>(args.scratch);
+                       for (int64_t r = 0; r < rows; ++r) {
+                         const float* logits = args.in<float>(0) + r * vocabulary;
+                         std::copy_n(logits, vocabulary, row);
+                         const DrawnToken drawn = DrawToken({row, static_cast<size_t>(vocabulary)},
+                                                            {.temperature = args.in<float>(2)[r],
+                                                             .top_k = args.in<int32_t>(3)[r],
+                                                             .top_p = args.in<double>(4)[r],
+                                                             .min_p = args.in<double>(5)[r],
+                                                             .seed = key[r],
+                                                             .stream = key[rows + r],
+                                                             .position = key[2 * rows + r]});
+                         args.out<int32_t>(0)[r] = drawn.token;
+                         args.out<float>(1)[r] = logits[drawn.token] - args.in<float>(1)[r];
+                         args.out<float>(2)[r] = drawn.sampling_logprob;
+                       }
+                     },
+                     vocabulary * static_cast<int64_t>(sizeof(float))};
+}
+
 }  // namespace
 
 constinit const Kernel kRandomKernel = {.bind = BindRandom};
 constinit const Kernel kGumbelSoftmaxKernel = {.bind = BindGumbelSoftmax, .in_place = true};
 constinit const Kernel kRandomGammaKernel = {.bind = BindRandomGamma, .in_place = true};
 constinit const Kernel kRandomGammaGradKernel = {.bind = BindRandomGammaGrad, .in_place = true};
+
+constinit const Kernel kSampleTokensKernel = {.bind = BindSampleTokens};
 
 }  // namespace tandem::cpu

@@ -15,7 +15,7 @@
   TANDEM_CUDA_UNARY_KERNELS(OP) \
   TANDEM_UNARY_GRAD_OPS(OP) TANDEM_BINARY_OPS(OP) OP(Where) OP(Cast) OP(SwiGlu) OP(SwiGluGrad)
 #define TANDEM_CUDA_RANDOM_KERNELS(OP) \
-  OP(Random) OP(RandomGamma) OP(RandomGammaGrad) OP(Lgamma) OP(Digamma) OP(Trigamma)
+  OP(Random) OP(SampleTokens) OP(RandomGamma) OP(RandomGammaGrad) OP(Lgamma) OP(Digamma) OP(Trigamma)
 #define TANDEM_CUDA_REDUCE_KERNELS(OP) \
   OP(ReduceSum) OP(ReduceMax) OP(ReduceMin) OP(ReduceProd) OP(ArgMax) OP(ArgMin)
 #define TANDEM_CUDA_SHAPE_KERNELS(OP) \

@@ -48,6 +48,31 @@ absl::StatusOr<BoundKernel> BindRandomGammaGrad(const KernelSpec& spec) {
   }};
 }
 
+absl::StatusOr<BoundKernel> BindSampleTokens(const KernelSpec& spec) {
+  TANDEM_CUDA_CALL(sample, tandem_cuda_sample_tokens, spec);
+  const int64_t rows = spec.in(0)[0], vocabulary = spec.in(0)[1];
+  if (vocabulary >= int64_t{1} << 30) return Unimplemented("a vocabulary of ", vocabulary);
+  return BoundKernel{[=](const KernelArgs& args) {
+    const auto* key = args.in<uint64_t>(6);
+    const tandem_cuda_sample_params params = {.logits = args.in<float>(0),
+                                              .model_logits = args.in<float>(0),
+                                              .lse = args.in<float>(1),
+                                              .temperature = args.in<float>(2),
+                                              .top_k = args.in<int32_t>(3),
+                                              .top_p = args.in<double>(4),
+                                              .min_p = args.in<double>(5),
+                                              .seed = key,
+                                              .stream = key + rows,
+                                              .position = key + 2 * rows,
+                                              .token = args.out<int32_t>(0),
+                                              .logprob = args.out<float>(1),
+                                              .sampling_logprob = args.out<float>(2),
+                                              .rows = rows,
+                                              .vocabulary = vocabulary};
+    sample(&params, sample.device->stream());
+  }};
+}
+
 template <int32_t op>
 absl::StatusOr<BoundKernel> BindSpecial(const KernelSpec& spec) {
   if (!IsFloat(spec.dtype())) {
@@ -63,6 +88,7 @@ absl::StatusOr<BoundKernel> BindSpecial(const KernelSpec& spec) {
 
 }  // namespace
 
+constinit const Kernel kSampleTokensKernel = {.bind = BindSampleTokens};
 constinit const Kernel kRandomKernel = {.bind = BindRandom};
 constinit const Kernel kRandomGammaKernel = {.bind = BindRandomGamma, .in_place = true};
 constinit const Kernel kRandomGammaGradKernel = {.bind = BindRandomGammaGrad, .in_place = true};
