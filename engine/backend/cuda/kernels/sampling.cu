@@ -403,7 +403,7 @@ __device__ Drawn DrawFromRow(const Row& row, const Kept& kept, bool cut, Key top
   return {Reduce(best, shared, Better), total};
 }
 
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 1)
     SampleTokens(tandem_cuda_sample_params p, int id_bits, int vectors) {
   const int64_t index = blockIdx.x;
   Key* const list = reinterpret_cast<Key*>(DynamicShared());
