@@ -109,5 +109,7 @@ TANDEM_CUDA_API int tandem_cuda_recording_destroy(tandem_cuda_recording recordin
 #include "engine/backend/cuda/kernels/reduce.h"
 #include "engine/backend/cuda/kernels/shape.h"
 #include "engine/backend/cuda/kernels/sampling.h"
+#include "engine/backend/cuda/kernels/topk.h"
+#include "engine/backend/cuda/kernels/triangular.h"
 
 #endif /* TANDEM_CUDA_H_ */
