@@ -5,6 +5,7 @@
 
 #include "absl/container/flat_hash_map.h"
 #include "engine/graph/builder.h"
+#include "engine/ops/definitions.h"
 #include "engine/ops/ops.h"
 
 namespace tandem {
@@ -77,8 +78,8 @@ class Copier {
 
 bool IsHalf(DType dtype) { return dtype == DType::kBF16 || dtype == DType::kF16; }
 
-// Whether the backend computes this node, one with 16-bit floats, as it is.
-absl::StatusOr<bool> Computes(const Backend& backend, const Builder& builder, const Node& node) {
+// Whether the backend computes this node as it is.
+absl::StatusOr<bool> Computes(const Backend& backend, const Graph& graph, const Node& node) {
   const Kernel* kernel = backend.Find(node.op->name);
   if (kernel == nullptr) return false;
   KernelSpec spec{.backend = &backend,
@@ -90,8 +91,8 @@ absl::StatusOr<bool> Computes(const Backend& backend, const Builder& builder, co
   std::vector<const TensorType*> types;
   for (Value v : node.inputs) {
     spec.present.push_back(v.valid());
-    spec.inputs.push_back(v.valid() ? builder.type(v) : TensorType{});
-    types.push_back(v.valid() ? &builder.type(v) : nullptr);
+    spec.inputs.push_back(v.valid() ? graph.type(v) : TensorType{});
+    types.push_back(v.valid() ? &graph.type(v) : nullptr);
   }
   TANDEM_ASSIGN_OR_RETURN(spec.outputs,
                           node.op->infer({.inputs = types, .attributes = node.attributes}));
@@ -151,7 +152,7 @@ absl::StatusOr<Graph> Sweep(const Graph& graph, const Backend& backend, bool* lo
       bool half = false, computes = true;
       for (Value v : node.inputs) half = half || (v.valid() && IsHalf(builder.dtype(v)));
       if (half && NeedsKernel(*node.op)) {
-        TANDEM_ASSIGN_OR_RETURN(computes, Computes(backend, builder, node));
+        TANDEM_ASSIGN_OR_RETURN(computes, Computes(backend, builder.graph(), node));
       }
       Value same;
       if (node.op->name == "Cast") {
@@ -273,6 +274,108 @@ absl::StatusOr<Graph> FuseBiases(const Graph& graph) {
   return copier.Finish();
 }
 
+// Places of FusedMatMul's inputs.
+constexpr size_t kBias = 2, kUp = 3, kResidual = 4;
+
+// What becomes of a product and the node that reads it: one operator.
+class EpilogueFusion {
+ public:
+  EpilogueFusion(const Graph& graph, const Backend& backend)
+      : graph_(graph),
+        backend_(backend),
+        uses_(Uses(graph)),
+        nodes_(graph.nodes()),
+        gone_(nodes_.size(), false) {}
+
+  absl::StatusOr<Graph> Run() {
+    for (Node& node : nodes_) {
+      std::vector<int32_t> products;
+      Node fused = Fused(node, &products);
+      if (products.empty()) continue;
+      fused.outputs = node.outputs;
+      TANDEM_ASSIGN_OR_RETURN(const bool computes, Computes(backend_, graph_, fused));
+      if (!computes) continue;
+      node = std::move(fused);
+      for (const int32_t product : products) gone_[product] = true;
+    }
+    Copier copier(graph_);
+    for (size_t i = 0; i < nodes_.size(); ++i) {
+      if (!gone_[i]) copier.Copy(nodes_[i], copier.Inputs(nodes_[i]));
+    }
+    return copier.Finish();
+  }
+
+ private:
+  // The node of the floating-point product that `v` is, and nothing but its one reader sees; else
+  // -1.
+  int32_t Product(Value v, std::string_view op) const {
+    const ValueInfo& info = graph_.info(v);
+    const bool candidate = info.kind == ValueKind::kNode && uses_[v.id] == 1 &&
+                           nodes_[info.index].op->name == op && IsFloat(info.type.dtype);
+    return candidate ? info.index : -1;
+  }
+
+  Node Started(int32_t product) const {
+    Node fused = nodes_[product];
+    fused.op = &ops::kFusedMatMul;
+    fused.inputs.resize(kResidual + 1);
+    if (!fused.attributes.Has("activation")) fused.attributes.Set("activation", std::string());
+    return fused;
+  }
+
+  // The operator that does the node's work and that of `products`, which is empty where none can.
+  Node Fused(const Node& node, std::vector<int32_t>* products) const {
+    const std::string_view op = node.op->name;
+    if (op == "Relu" || op == "Silu" || op == "Gelu" || op == "GeluTanh") {
+      const int32_t product = Product(node.inputs[0], "MatMul");
+      if (product < 0) return {};
+      *products = {product};
+      Node fused = Started(product);
+      fused.attributes.Set("activation", std::string(op));
+      return fused;
+    }
+    if (op == "SwiGlu") {
+      const int32_t gate = Product(node.inputs[0], "MatMul"),
+                    up = Product(node.inputs[1], "MatMul");
+      if (gate < 0 || up < 0 || !AreAPair(nodes_[gate], nodes_[up])) return {};
+      *products = {gate, up};
+      Node fused = Started(gate);
+      fused.inputs[kUp] = nodes_[up].inputs[1];
+      return fused;
+    }
+    if (op != "Add") return {};
+    for (int i = 0; i < 2; ++i) {
+      const Value residual = node.inputs[1 - i];
+      if (graph_.type(residual) != graph_.type(node.inputs[i])) continue;
+      int32_t product = Product(node.inputs[i], "FusedMatMul");
+      if (product >= 0 && nodes_[product].inputs[kResidual].valid()) continue;
+      if (product < 0) product = Product(node.inputs[i], "MatMul");
+      if (product < 0) continue;
+      *products = {product};
+      Node fused = Started(product);
+      fused.inputs[kResidual] = residual;
+      return fused;
+    }
+    return {};
+  }
+
+  // Products of one left operand with two of the same type, without biases.
+  bool AreAPair(const Node& gate, const Node& up) const {
+    const auto biased = [](const Node& n) {
+      return n.inputs.size() > kBias && n.inputs[kBias].valid();
+    };
+    return gate.inputs[0] == up.inputs[0] && !biased(gate) && !biased(up) &&
+           gate.attributes == up.attributes &&
+           graph_.type(gate.inputs[1]) == graph_.type(up.inputs[1]);
+  }
+
+  const Graph& graph_;
+  const Backend& backend_;
+  const std::vector<int> uses_;
+  std::vector<Node> nodes_;
+  std::vector<bool> gone_;
+};
+
 }  // namespace
 
 absl::StatusOr<Graph> ReadParameterCopies(const Graph& graph, DType dtype, int32_t count) {
@@ -301,7 +404,9 @@ absl::StatusOr<Graph> Simplify(const Graph& graph, const Backend& backend) {
     lowered = false;
     TANDEM_ASSIGN_OR_RETURN(result, Sweep(result, backend, &lowered));
   }
-  return FuseBiases(result);
+  TANDEM_ASSIGN_OR_RETURN(result, FuseBiases(result));
+  if (backend.Find("FusedMatMul") == nullptr) return result;
+  return EpilogueFusion(result, backend).Run();
 }
 
 }  // namespace tandem

@@ -11,6 +11,8 @@ namespace tandem {
 // product that nothing else reads becomes the product's bias: the same bits, as kernels add a bias
 // to the finished sum, and one pass over memory less. (Convolutions keep an addition apart: where
 // their library adds a bias is its own affair, and bits would depend on what else reads the sum.)
+// Where the backend has a FusedMatMul, a product takes in the activation, the SwiGlu of two products
+// or the addition that alone reads it: the same bits again.
 // Inputs and outputs stay, in order. Errors: an operator with neither kernel nor lowering, named.
 //
 // 16-bit floats: a node that the backend has no bf16 or f16 kernel for computes in f32, and its

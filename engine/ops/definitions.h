@@ -32,6 +32,8 @@
 #define TANDEM_LOSS_OPS(OP) OP(SoftmaxCrossEntropy) OP(SoftmaxCrossEntropyGrad)
 #define TANDEM_SEQUENCE_OPS(OP) OP(Rope) OP(Attention) OP(AttentionGrad) OP(PagedAttention)
 #define TANDEM_OPTIMIZER_OPS(OP) OP(SumOfSquares) OP(OptimizerControl) OP(AdamStep) OP(SgdStep)
+// Operators that plans make where the backend has a kernel; lowered where it has none.
+#define TANDEM_FUSED_OPS(OP) OP(FusedMatMul)
 // Operators that are nothing but their lowering, on every backend.
 #define TANDEM_LOWERED_OPS(OP) OP(StraightThrough)
 #define TANDEM_KERNEL_OPS(OP)                                                                 \
@@ -41,7 +43,7 @@
   TANDEM_SHAPE_OPS(OP) TANDEM_LINEAR_OPS(OP) TANDEM_CONV_OPS(OP) TANDEM_RESIZE_OPS(OP)        \
       TANDEM_NORMALIZATION_OPS(OP) TANDEM_LOSS_OPS(OP) TANDEM_SEQUENCE_OPS(OP)                \
           TANDEM_OPTIMIZER_OPS(OP)
-#define TANDEM_ALL_OPS(OP) TANDEM_KERNEL_OPS(OP) TANDEM_LOWERED_OPS(OP)
+#define TANDEM_ALL_OPS(OP) TANDEM_KERNEL_OPS(OP) TANDEM_FUSED_OPS(OP) TANDEM_LOWERED_OPS(OP)
 // clang-format on
 
 namespace tandem::ops {

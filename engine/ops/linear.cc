@@ -92,6 +92,55 @@ std::vector<Value> MatMulGradient(Builder& b, const GradientArgs& g) {
   return result;
 }
 
+// Places of FusedMatMul's inputs; all but the first two are optional.
+enum FusedInput : int { kLeft, kRight, kBias, kUp, kResidual, kFusedInputs };
+
+bool IsFusedActivation(std::string_view op) {
+  return op == "Relu" || op == "Silu" || op == "Gelu" || op == "GeluTanh";
+}
+
+Types InferFusedMatMul(const InferArgs& args) {
+  const auto product = std::min<size_t>(args.inputs.size(), kUp);
+  TANDEM_ASSIGN_OR_RETURN(
+      std::vector<TensorType> types,
+      InferMatMul({.inputs = args.inputs.first(product), .attributes = args.attributes}));
+  const std::string& activation = args.attributes.String("activation");
+  if (!activation.empty() && !IsFusedActivation(activation)) {
+    return InvalidArgument("activation ", activation, ", expected Relu, Silu, Gelu or GeluTanh");
+  }
+  if (!IsFloat(types[0].dtype)) {
+    return InvalidArgument("a is ", args.type(kLeft).ToString(), ", expected floating point");
+  }
+  if (args.has(kUp)) {
+    if (args.has(kBias) || !activation.empty()) {
+      return InvalidArgument("up goes with neither bias nor activation");
+    }
+    TANDEM_RETURN_IF_ERROR(RequireSameDType(args, kRight, kUp));
+    TANDEM_RETURN_IF_ERROR(RequireShape(args, kUp, "up", args.shape(kRight)));
+  }
+  if (args.has(kResidual) && args.type(kResidual) != types[0]) {
+    return InvalidArgument("residual is ", args.type(kResidual).ToString(), ", expected ",
+                           types[0].ToString());
+  }
+  return types;
+}
+
+std::vector<Value> LowerFusedMatMul(Builder& b, const Node& node) {
+  const auto in = [&node](size_t i) { return i < node.inputs.size() ? node.inputs[i] : Value{}; };
+  const Flags flags(node.attributes);
+  std::optional<DType> out;
+  if (node.attributes.Has("out")) out = static_cast<DType>(node.attributes.Int("out"));
+  const auto product = [&](Value right, Value bias) {
+    return MatMul(b, in(kLeft), right, flags.transpose_a, flags.transpose_b, bias, out);
+  };
+  Value x = product(in(kRight), in(kBias));
+  const std::string& activation = node.attributes.String("activation");
+  if (!activation.empty()) x = b.Add(*FindOp(activation), {x});
+  if (in(kUp).valid()) x = SwiGlu(b, x, product(in(kUp), {}));
+  if (in(kResidual).valid()) x = Add(b, in(kResidual), x);
+  return {x};
+}
+
 // 2 M N K a product, and the bias
 double MatMulFlops(std::span<const TensorType* const> inputs, std::span<const TensorType> outputs,
                    const Attributes& attributes) {
@@ -133,6 +182,18 @@ std::vector<Value> TriangularSolveGradient(Builder& b, const GradientArgs& g) {
   return {Where(b, b.Constant(std::move(lower)), Neg(b, full), zero), db};
 }
 
+// One or two products, and an operation an element for each thing that follows.
+double FusedMatMulFlops(std::span<const TensorType* const> inputs,
+                        std::span<const TensorType> outputs, const Attributes& attributes) {
+  const auto has = [&inputs](size_t i) { return i < inputs.size() && inputs[i] != nullptr; };
+  const auto out = static_cast<double>(outputs[0].shape.num_elements());
+  double flops =
+      MatMulFlops(inputs.first(std::min<size_t>(inputs.size(), kUp)), outputs, attributes);
+  if (has(kUp)) flops = 2 * flops + out;
+  if (!attributes.String("activation").empty()) flops += out;
+  return has(kResidual) ? flops + out : flops;
+}
+
 // N columns of D^2 / 2 multiply-adds.
 double TriangularSolveFlops(std::span<const TensorType* const> inputs,
                             std::span<const TensorType> outputs, const Attributes&) {
@@ -148,6 +209,13 @@ constinit const OpDef kMatMul = {.name = "MatMul",
                                  .infer = InferMatMul,
                                  .gradient = MatMulGradient,
                                  .flops = MatMulFlops};
+
+constinit const OpDef kFusedMatMul = {.name = "FusedMatMul",
+                                      .min_inputs = 2,
+                                      .max_inputs = kFusedInputs,
+                                      .infer = InferFusedMatMul,
+                                      .lower = LowerFusedMatMul,
+                                      .flops = FusedMatMulFlops};
 
 constinit const OpDef kTriangularSolve = {.name = "TriangularSolve",
                                           .min_inputs = 2,
@@ -167,6 +235,16 @@ Value MatMul(Builder& b, Value a, Value x, bool transpose_a, bool transpose_b, V
   if (out.has_value()) attributes.Set("out", static_cast<int64_t>(*out));
   if (!bias.valid()) return b.Add(kMatMul, {a, x}, std::move(attributes));
   return b.Add(kMatMul, {a, x, bias}, std::move(attributes));
+}
+
+Value FusedMatMul(Builder& b, Value a, Value x, bool transpose_a, bool transpose_b,
+                  const MatMulEpilogue& epilogue, std::optional<DType> out) {
+  Attributes attributes = {{"transpose_a", int64_t{transpose_a}},
+                           {"transpose_b", int64_t{transpose_b}},
+                           {"activation", epilogue.activation}};
+  if (out.has_value()) attributes.Set("out", static_cast<int64_t>(*out));
+  return b.Add(kFusedMatMul, {a, x, epilogue.bias, epilogue.up, epilogue.residual},
+               std::move(attributes));
 }
 
 }  // namespace tandem::ops

@@ -125,6 +125,18 @@ Value GatherGrad(Builder& b, Value dy, Value indices, const Shape& shape);
 Value MatMul(Builder& b, Value a, Value x, bool transpose_a = false, bool transpose_b = false,
              Value bias = {}, std::optional<DType> out = std::nullopt);
 
+// What follows a product in a FusedMatMul, in this order; `activation` and `up` exclude each other.
+struct MatMulEpilogue {
+  Value bias;              // (N)
+  std::string activation;  // an operator: Relu, Silu, Gelu or GeluTanh; empty: none
+  Value up;                // like x, without bias: SwiGlu(a x, a up)
+  Value residual;          // like the result: residual + ...
+};
+// MatMul and what Simplify finds behind it, in one kernel where the backend has one; the same bits
+// as the operators themselves. Not differentiable.
+Value FusedMatMul(Builder& b, Value a, Value x, bool transpose_a, bool transpose_b,
+                  const MatMulEpilogue& epilogue, std::optional<DType> out = std::nullopt);
+
 // The solution x (..., D, N) of L x = rhs, or of L^T x = rhs, for the lower triangle of l (..., D,
 // D); what is above its diagonal is not read. rhs (..., D, N) has the same batch dimensions. f32 or
 // f64; a column's bits do not depend on the other columns.

@@ -4,8 +4,10 @@
 
 #include <cmath>
 #include <cstring>
+#include <functional>
 
 #include "engine/exec/device_tensor.h"
+#include "engine/exec/passes.h"
 #include "engine/sample/generator.h"
 #include "engine/train/trainer.h"
 #include "tests/engine/language_model.h"
@@ -180,6 +182,100 @@ TEST(CudaPlanTest, RecordingsReadTheInputsOfTheirRun) {
     ASSERT_TRUE(outputs.ok()) << outputs.status();
     EXPECT_THAT((*outputs)[0].data<float>(),
                 ::testing::ElementsAre(-at, -10 * (at + 1), -100 * (at + 2)));
+  }
+}
+
+Tensor Wave(const TensorType& type, double phase) {
+  Tensor x = Tensor::Zeros({DType::kF32, type.shape});
+  for (int64_t i = 0; i < x.num_elements(); ++i) {
+    x.data<float>()[i] = static_cast<float>(std::sin(phase + 1.7 * static_cast<double>(i)));
+  }
+  return x;
+}
+
+// What reads a product, built on x (6, 40), w and w2 (40, 24), bias (24) and residual (6, 24) of
+// one dtype. `apart`: every value on the way is an output too, so that nothing can be fused.
+struct Tail {
+  const char* name;
+  std::function<Value(Builder&, const std::vector<Value>&, std::vector<Value>*)> build;
+};
+
+const std::vector<Tail>& Tails() {
+  static const auto* const tails = new std::vector<Tail>{
+      {"gelu",
+       [](Builder& b, const std::vector<Value>& x, std::vector<Value>* inner) {
+         inner->push_back(ops::MatMul(b, x[0], x[1], false, false, x[3]));
+         return ops::Gelu(b, inner->back());
+       }},
+      {"residual + silu",
+       [](Builder& b, const std::vector<Value>& x, std::vector<Value>* inner) {
+         inner->push_back(ops::MatMul(b, x[0], x[1]));
+         inner->push_back(ops::Silu(b, inner->back()));
+         return ops::Add(b, x[4], inner->back());
+       }},
+      {"relu of a product + residual",
+       [](Builder& b, const std::vector<Value>& x, std::vector<Value>* inner) {
+         inner->push_back(ops::MatMul(b, x[0], x[1], false, false, x[3]));
+         inner->push_back(ops::Relu(b, inner->back()));
+         return ops::Add(b, inner->back(), x[4]);
+       }},
+      {"gelu_tanh",
+       [](Builder& b, const std::vector<Value>& x, std::vector<Value>* inner) {
+         inner->push_back(ops::MatMul(b, x[0], x[1]));
+         return ops::GeluTanh(b, inner->back());
+       }},
+      {"swiglu + residual", [](Builder& b, const std::vector<Value>& x, std::vector<Value>* inner) {
+         inner->push_back(ops::MatMul(b, x[0], x[1]));
+         inner->push_back(ops::MatMul(b, x[0], x[2]));
+         inner->push_back(ops::SwiGlu(b, (*inner)[0], (*inner)[1]));
+         return ops::Add(b, inner->back(), x[4]);
+       }}};
+  return *tails;
+}
+
+TEST(CudaPlanTest, ProductsTakeInWhatReadsThemWithTheSameBits) {
+  const absl::StatusOr<const Backend*> device = FindBackend("cuda:0");
+  if (!device.ok()) GTEST_SKIP() << device.status();
+  const Shape shapes[] = {{6, 40}, {40, 24}, {40, 24}, {24}, {6, 24}};
+  for (const DType dtype : {DType::kF32, DType::kBF16, DType::kF16}) {
+    for (const Tail& tail : Tails()) {
+      SCOPED_TRACE(StrCat(tail.name, " in ", DTypeName(dtype)));
+      std::vector<Tensor> results[2];
+      for (const bool apart : {false, true}) {
+        Builder b;
+        std::vector<Value> values, inner;
+        std::vector<Tensor> inputs;
+        for (const Shape& shape : shapes) {
+          const Value x = b.Input(StrCat("x", values.size()), {DType::kF32, shape});
+          inputs.push_back(Wave({DType::kF32, shape}, static_cast<double>(values.size())));
+          values.push_back(dtype == DType::kF32 ? x : ops::Cast(b, x, dtype));
+        }
+        b.Output(tail.build(b, values, &inner));
+        for (const Value v : inner) {
+          if (apart) b.Output(v);
+        }
+        const absl::StatusOr<Graph> graph = b.Finish();
+        ASSERT_TRUE(graph.ok()) << graph.status();
+        const absl::StatusOr<Graph> simple = Simplify(*graph, **device);
+        ASSERT_TRUE(simple.ok()) << simple.status();
+        int products = 0, others = 0;
+        for (const Node& node : simple->nodes()) {
+          products += node.op->name == "FusedMatMul" ? 1 : 0;
+          others += node.op->name != "FusedMatMul" && node.op->name != "Cast" ? 1 : 0;
+        }
+        EXPECT_EQ(products, apart ? 0 : 1);
+        EXPECT_EQ(others, apart ? static_cast<int>(inner.size()) + 1 : 0);
+        auto plan = Plan::Compile(*graph, **device);
+        ASSERT_TRUE(plan.ok()) << plan.status();
+        std::vector<const Tensor*> pointers;
+        for (const Tensor& x : inputs) pointers.push_back(&x);
+        auto outputs = RunPlan(**plan, pointers);
+        ASSERT_TRUE(outputs.ok()) << outputs.status();
+        results[apart ? 1 : 0] = *std::move(outputs);
+      }
+      ASSERT_EQ(results[0][0].bytes(), results[1][0].bytes());
+      EXPECT_EQ(std::memcmp(results[0][0].raw(), results[1][0].raw(), results[0][0].bytes()), 0);
+    }
   }
 }
 

@@ -1,4 +1,7 @@
 // Cases of the matrix product.
+#include <algorithm>
+#include <cmath>
+
 #include "tests/engine/op_cases.h"
 
 namespace tandem::testing {
@@ -61,6 +64,57 @@ OpCase MakeMatMul(const MatMulSpec& s) {
     c.bench = {{.shape = s.bench_a}, {.shape = s.bench_b}};
     if (s.bias) c.bench.push_back({.shape = Shape{s.bench_b[s.tb ? -2 : -1]}});
   }
+  return c;
+}
+
+struct FusedSpec {
+  const char* name;
+  Shape a, b;
+  const char* activation = "";
+  bool bias = false, up = false, residual = false;
+  bool ta = false, tb = false;
+};
+
+double Activated(const std::string& op, double x) {
+  if (op == "Relu") return std::max(x, 0.0);
+  if (op == "Silu") return x / (1 + std::exp(-x));
+  if (op == "Gelu") return x / 2 * std::erfc(-x / std::sqrt(2.0));
+  if (op == "GeluTanh") {
+    return x / 2 * (1 + std::tanh(std::sqrt(2 / M_PI) * (x + 0.044715 * x * x * x)));
+  }
+  return x;
+}
+
+OpCase MakeFused(const FusedSpec& s) {
+  OpCase c;
+  c.name = absl::StrCat("FusedMatMul_", s.name);
+  c.inputs = {{.shape = s.a, .low = -1, .high = 1}, {.shape = s.b, .low = -1, .high = 1}};
+  if (s.bias) c.inputs.push_back({.shape = Shape{s.b[s.tb ? -2 : -1]}, .low = -1, .high = 1});
+  if (s.up) c.inputs.push_back({.shape = s.b, .low = -1, .high = 1});
+  if (s.residual) {
+    c.inputs.push_back({.shape = Product(Ref(s.a), Ref(s.b), s.ta, s.tb, nullptr).shape});
+  }
+  c.build = [s](Builder& b, const Values& x) {
+    size_t next = 2;
+    ops::MatMulEpilogue epilogue{.bias = {}, .activation = s.activation, .up = {}, .residual = {}};
+    if (s.bias) epilogue.bias = x[next++];
+    if (s.up) epilogue.up = x[next++];
+    if (s.residual) epilogue.residual = x[next];
+    return Values{ops::FusedMatMul(b, x[0], x[1], s.ta, s.tb, epilogue)};
+  };
+  c.reference = [s](const Refs& x) {
+    size_t next = 2;
+    Ref out = Product(x[0], x[1], s.ta, s.tb, s.bias ? &x[next++] : nullptr);
+    for (double& v : out.v) v = Activated(s.up ? "Silu" : s.activation, v);
+    if (s.up) {
+      const Ref up = Product(x[0], x[next++], s.ta, s.tb, nullptr);
+      for (size_t i = 0; i < out.v.size(); ++i) out.v[i] *= up.v[i];
+    }
+    for (size_t i = 0; s.residual && i < out.v.size(); ++i) out.v[i] += x[next].v[i];
+    return Refs{out};
+  };
+  c.tolerance = 1e-5;
+  c.gradient = false;
   return c;
 }
 
@@ -148,6 +202,37 @@ std::vector<OpCase> LinearCases() {
   };
   std::vector<OpCase> cases;
   for (const MatMulSpec& s : specs) cases.push_back(MakeMatMul(s));
+  const FusedSpec fused[] = {
+      {.name = "relu", .a = {3, 5}, .b = {5, 4}, .activation = "Relu"},
+      {.name = "silu_bias",
+       .a = {3, 5},
+       .b = {4, 5},
+       .activation = "Silu",
+       .bias = true,
+       .tb = true},
+      {.name = "gelu_ta",
+       .a = {5, 3},
+       .b = {5, 4},
+       .activation = "Gelu",
+       .residual = true,
+       .ta = true},
+      {.name = "gelu_tanh",
+       .a = {2, 3, 5},
+       .b = {5, 4},
+       .activation = "GeluTanh",
+       .bias = true,
+       .residual = true},
+      {.name = "residual", .a = {2, 1, 3, 5}, .b = {3, 5, 4}, .residual = true},
+      {.name = "swiglu", .a = {3, 5}, .b = {5, 4}, .up = true},
+      {.name = "swiglu_residual",
+       .a = {2, 3, 5},
+       .b = {4, 5},
+       .up = true,
+       .residual = true,
+       .tb = true},
+      {.name = "swiglu_batch", .a = {2, 2, 3, 5}, .b = {2, 1, 5, 4}, .up = true},
+  };
+  for (const FusedSpec& s : fused) cases.push_back(MakeFused(s));
   for (const bool transpose : {false, true}) {
     const std::string suffix = transpose ? "_transposed" : "";
     for (const DType dtype : {DType::kF32, DType::kF64}) {

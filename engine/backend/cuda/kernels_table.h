@@ -25,6 +25,7 @@
   OP(Softmax) OP(SoftmaxGrad) OP(LogSoftmax) OP(LogSoftmaxGrad) \
   OP(LayerNorm) OP(LayerNormGrad) OP(RmsNorm) OP(RmsNormGrad)
 #define TANDEM_CUDA_LINEAR_KERNELS(OP) OP(MatMul) OP(TriangularSolve)
+#define TANDEM_CUDA_LINEAR_KERNELS(OP) OP(MatMul) OP(FusedMatMul)
 #define TANDEM_CUDA_ATTENTION_KERNELS(OP) OP(Attention) OP(AttentionGrad) OP(PagedAttention)
 #define TANDEM_CUDA_LOSS_KERNELS(OP) OP(SoftmaxCrossEntropy) OP(SoftmaxCrossEntropyGrad)
 #define TANDEM_CUDA_EMBEDDING_KERNELS(OP) OP(Rope) OP(GatherGrad)

@@ -23,7 +23,17 @@ absl::Status CheckDTypes(const KernelSpec& spec) {
   }
 }
 
-absl::StatusOr<BoundKernel> BindMatMul(const KernelSpec& spec) {
+struct Activation {
+  std::string_view op;
+  int32_t number;
+};
+constexpr Activation kActivations[] = {{"Relu", TANDEM_CUDA_ACTIVATION_RELU},
+                                       {"Silu", TANDEM_CUDA_ACTIVATION_SILU},
+                                       {"Gelu", TANDEM_CUDA_ACTIVATION_GELU},
+                                       {"GeluTanh", TANDEM_CUDA_ACTIVATION_GELU_TANH}};
+
+// MatMul: a, b, bias; FusedMatMul: also up and residual, and the attribute `activation`.
+absl::StatusOr<BoundKernel> BindProduct(const KernelSpec& spec, int32_t activation) {
   if (spec.out().num_elements() == 0) return BoundKernel{[](const KernelArgs&) {}};
   TANDEM_RETURN_IF_ERROR(CheckDTypes(spec));
   TANDEM_CUDA_CALL(matmul, tandem_cuda_matmul, spec);
@@ -41,13 +51,18 @@ absl::StatusOr<BoundKernel> BindMatMul(const KernelSpec& spec) {
   params.b_stride = sizes.inner().stride[2];
   params.dtype = Number(spec.dtype());
   params.out_dtype = Number(spec.outputs[0].dtype);
+  params.activation = activation;
   params.transpose_a = sizes.transpose_a;
   params.transpose_b = sizes.transpose_b;
   const int64_t bytes = SizeOf(spec.dtype()), out_bytes = SizeOf(spec.outputs[0].dtype);
   return BoundKernel{[=, sizes = std::move(sizes)](const KernelArgs& args) {
     tandem_cuda_matmul_params p = params;
     p.bias = OptionalInput(args, 2);
+    const auto* const up = static_cast<const std::byte*>(OptionalInput(args, 3));
+    const auto* const residual = static_cast<const std::byte*>(OptionalInput(args, 4));
     sizes.ForOuter([&](const std::array<int64_t, 3>& offset) {
+      if (up != nullptr) p.b2 = up + offset[2] * bytes;
+      if (residual != nullptr) p.residual = residual + offset[0] * out_bytes;
       p.out = args.out<std::byte>() + offset[0] * out_bytes;
       p.a = args.in<std::byte>(0) + offset[1] * bytes;
       p.b = args.in<std::byte>(1) + offset[2] * bytes;
@@ -56,8 +71,23 @@ absl::StatusOr<BoundKernel> BindMatMul(const KernelSpec& spec) {
   }};
 }
 
+absl::StatusOr<BoundKernel> BindMatMul(const KernelSpec& spec) { return BindProduct(spec, 0); }
+
+absl::StatusOr<BoundKernel> BindFusedMatMul(const KernelSpec& spec) {
+  TANDEM_RETURN_IF_ERROR(RequireFloat(spec, 0));
+  if (spec.has(3) && spec.attributes->Int("transpose_a") != 0) {
+    return Unimplemented("two products of a transposed operand are not supported on CUDA");
+  }
+  int32_t activation = 0;
+  for (const Activation& known : kActivations) {
+    if (spec.attributes->String("activation") == known.op) activation = known.number;
+  }
+  return BindProduct(spec, activation);
+}
+
 }  // namespace
 
+constinit const Kernel kFusedMatMulKernel = {.bind = BindFusedMatMul};
 constinit const Kernel kMatMulKernel = {.bind = BindMatMul};
 
 }  // namespace tandem::cuda

@@ -25,7 +25,9 @@ enum tandem_cuda_activation {
  *   f32 -> f32: each element is one chain of fused multiply-adds over k = 0 .. k-1 from +0, then
  * the bias is added: the bits of the CPU's kernel. With tf32 the operands are rounded to tf32 (10
  *     bits of fraction, ties away from zero) and tensor cores add.
- *   bf16, f16 -> the same or f32: tensor cores, f32 sums and epilogue, rounded once at the end.
+ *   bf16, f16 -> the same or f32: tensor cores, f32 sums. A 16-bit result is rounded after each
+ *     part of the epilogue (sum and bias, activation or SwiGLU, residual): the bits of the separate
+ *     operators.
  *   f64, i32, i64, u32, u64 -> the same: a plain loop (product and sum rounded separately; integers
  *     wrap), bias and nothing else.
  * Batch-invariant: the bits of an output row depend on that row of a and of residual, on b and

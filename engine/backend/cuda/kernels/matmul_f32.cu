@@ -192,7 +192,7 @@ struct F32Tile {
 #pragma unroll
         for (int l = 0; l < kVector; ++l) {
           x[l] = sums[0][i][j + l];
-          if constexpr (kDual) x[l] = Silu(x[l]) * sums[1][i][j + l];
+          if constexpr (kDual) x[l] = SwiGlu<float>(p, x[l], sums[1][i][j + l]);
         }
         const int64_t n = n0 + ColumnLines::At(column, j);
         Finish<float, kVector>(p, at, n, Clamp(p.n - n, kVector), x);

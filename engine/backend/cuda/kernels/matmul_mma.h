@@ -218,8 +218,8 @@ __device__ __forceinline__ void MmaProduct(const MatMulParams& p) {
           const int64_t n = n0 + warp_n + j * 8 + lane % 4 * 2;
           float x[2] = {sums[0][i][j][2 * half], sums[0][i][j][2 * half + 1]};
           if constexpr (S::kDual) {
-            x[0] = Silu(x[0]) * sums[1][i][j][2 * half];
-            x[1] = Silu(x[1]) * sums[1][i][j][2 * half + 1];
+            x[0] = SwiGlu<T>(p, x[0], sums[1][i][j][2 * half]);
+            x[1] = SwiGlu<T>(p, x[1], sums[1][i][j][2 * half + 1]);
           }
           Finish<T, 2>(p, at, n, Clamp(p.n - n, 2), x);
         }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "engine/backend/cuda/kernels/device.h"
+#include "engine/backend/cuda/kernels/functions.h"
 #include "engine/backend/cuda/kernels/tandem_cuda.h"
 #include "engine/backend/cuda/kernels/tile_order.h"
 
@@ -18,24 +19,36 @@ __host__ __device__ __forceinline__ int Clamp(int64_t value, int most) {
   return static_cast<int>(value < 0 ? 0 : value > most ? most : value);
 }
 
-// The epilogue's arithmetic, all in f32: the formulas of the elementwise operators.
-__device__ __forceinline__ float Silu(float x) { return x * (1.0f / (1.0f + expf(-x))); }
+// x as the separate operator would have left it in memory.
+template <typename Out>
+__device__ __forceinline__ float Rounded(float x) {
+  return ToFloat(FromFloat<Out>(x));
+}
+template <typename T>
+__device__ __forceinline__ float Rounded(const MatMulParams& p, float x) {
+  return p.out_dtype == TANDEM_CUDA_F32 ? x : Rounded<T>(x);
+}
 
 __device__ __forceinline__ float Activate(int activation, float x) {
   switch (activation) {
     case TANDEM_CUDA_ACTIVATION_RELU:
-      return x <= 0.0f ? 0.0f : x;
+      return Unary(TANDEM_CUDA_UNARY_Relu, x);
     case TANDEM_CUDA_ACTIVATION_SILU:
-      return Silu(x);
+      return Unary(TANDEM_CUDA_UNARY_Silu, x);
     case TANDEM_CUDA_ACTIVATION_GELU:
-      return x * (0.5f * erfcf(x * -0.70710678118654752f));
+      return Unary(TANDEM_CUDA_UNARY_Gelu, x);
     case TANDEM_CUDA_ACTIVATION_GELU_TANH:
-      return x *
-             (1.0f /
-              (1.0f + expf(-(x * __fmaf_rn(x * x, 0.07135481627260025f, 1.5957691216057308f)))));
+      return Unary(TANDEM_CUDA_UNARY_GeluTanh, x);
     default:
       return x;
   }
+}
+
+// Of the sums of the two products.
+template <typename T>
+__device__ __forceinline__ float SwiGlu(const MatMulParams& p, float gate, float up) {
+  const float g = Rounded<T>(p, gate);
+  return g * Sigmoid(g) * Rounded<T>(p, up);
 }
 
 // N neighbours in memory, moved at once where that is aligned.
@@ -76,7 +89,7 @@ __device__ __forceinline__ void StoreAs(const MatMulParams& p, int64_t at, int64
   if (p.residual != nullptr) {
     out.Read(static_cast<const Out*>(p.residual) + at + column, count);
 #pragma unroll
-    for (int j = 0; j < N; ++j) x[j] = x[j] + ToFloat(out.v[j]);
+    for (int j = 0; j < N; ++j) x[j] = Rounded<Out>(x[j]) + ToFloat(out.v[j]);
   }
 #pragma unroll
   for (int j = 0; j < N; ++j) out.v[j] = FromFloat<Out>(x[j]);
@@ -93,7 +106,7 @@ __device__ __forceinline__ void Store(const MatMulParams& p, int64_t at, int64_t
   StoreAs<float, N>(p, at, column, count, x);
 }
 
-// The whole epilogue of the sums x (SwiGLU's already are silu(a b) * (a b2)).
+// The whole epilogue of the sums x (those of b2 already in them).
 template <typename T, int N>
 __device__ __forceinline__ void Finish(const MatMulParams& p, int64_t at, int64_t column, int count,
                                        float (&x)[N]) {
@@ -102,7 +115,7 @@ __device__ __forceinline__ void Finish(const MatMulParams& p, int64_t at, int64_
     if (p.bias != nullptr && j < count) {
       x[j] = x[j] + ToFloat(static_cast<const T*>(p.bias)[column + j]);
     }
-    x[j] = Activate(p.activation, x[j]);
+    if (p.activation != 0) x[j] = Activate(p.activation, Rounded<T>(p, x[j]));
   }
   Store<T, N>(p, at, column, count, x);
 }

@@ -130,7 +130,7 @@ __device__ __forceinline__ void FinishWarp(const MatMulParams& p, float* staging
       const bool biased = p.bias != nullptr && n0 + column < p.n;
       const float bias = biased ? ToFloat(static_cast<const T*>(p.bias)[n0 + column]) : 0.0f;
       const float x = biased ? staging[at] + bias : staging[at];
-      staging[at] = Activate(p.activation, x);
+      staging[at] = p.activation == 0 ? x : Activate(p.activation, Rounded<T>(p, x));
     }
     __syncwarp();
   }
@@ -266,8 +266,8 @@ __global__ void __launch_bounds__(S::kThreads, 1)
             const int at = (piece * 8 + j) * 4 + 2 * half;
             float2 x = make_float2(sums[0][at], sums[0][at + 1]);
             if constexpr (S::kDual) {
-              x.x = Silu(x.x) * sums[1][at];
-              x.y = Silu(x.y) * sums[1][at + 1];
+              x.x = SwiGlu<T>(p, x.x, sums[1][at]);
+              x.y = SwiGlu<T>(p, x.y, sums[1][at + 1]);
             }
             *reinterpret_cast<float2*>(staging +
                                        StagingAt(lane / 4 + 8 * half, j * 8 + lane % 4 * 2)) = x;
