@@ -117,7 +117,10 @@ bool OnTensorCores(const AttentionParams& p) {
 }
 
 cudaError_t Forward(const AttentionParams& p, int splits, cudaStream_t stream) {
-  if (OnTensorCores(p)) return AttentionMma(p, splits, stream);
+  if (OnTensorCores(p)) {
+    return p.capability == 90 ? AttentionHopper(p, splits, stream)
+                              : AttentionMma(p, splits, stream);
+  }
   return AttentionGeneric(p, splits, stream);
 }
 
