@@ -184,6 +184,9 @@ int tandem_cuda_attention_grad(const struct tandem_cuda_attention_grad_params* p
                                                            : Delta<Bf16>;
   const cudaError_t error = Launch(kernel, RowBlocks(p.forward), kRowThreads, 0, stream, p);
   if (error != cudaSuccess) return error;
-  if (OnTensorCores(p.forward)) return AttentionGradMma(p, stream);
+  if (OnTensorCores(p.forward)) {
+    return p.forward.capability == 90 ? AttentionGradHopper(p, stream)
+                                      : AttentionGradMma(p, stream);
+  }
   return AttentionGradGeneric(p, stream);
 }

@@ -171,6 +171,18 @@ __device__ __forceinline__ void WriteRows(const AttentionParams& p, const QueryT
   }
 }
 
+// Half r (rows g or g + 8) of accumulators to row `row` of a tensor of as many columns.
+template <typename T, int kSize>
+__device__ __forceinline__ void WriteGradientRow(void* to, int64_t row, int r, float scale,
+                                                 const float (&sum)[kSize]) {
+  T* const out = static_cast<T*>(to) + row * (2 * kSize) + static_cast<int>(threadIdx.x) % 4 * 2;
+#pragma unroll
+  for (int j = 0; j < kSize / 4; ++j) {
+    *reinterpret_cast<uint32_t*>(out + 8 * j) =
+        Pack<T>(sum[4 * j + 2 * r] * scale, sum[4 * j + 2 * r + 1] * scale);
+  }
+}
+
 // The key blocks of one block of threads: [first, last), or none.
 struct KeyRange {
   int first, last;

@@ -14,7 +14,8 @@ cudaError_t AttentionGradGeneric(const AttentionGradParams& p, cudaStream_t stre
 cudaError_t AttentionMma(const AttentionParams& p, int splits, cudaStream_t stream);
 cudaError_t AttentionGradMma(const AttentionGradParams& p, cudaStream_t stream);
 
-// The same forward passes by wgmma, on compute capability 9.0.
+// The same by wgmma, on compute capability 9.0.
 cudaError_t AttentionHopper(const AttentionParams& p, int splits, cudaStream_t stream);
+cudaError_t AttentionGradHopper(const AttentionGradParams& p, cudaStream_t stream);
 
 }  // namespace tandem::cuda

@@ -117,17 +117,6 @@ __device__ __forceinline__ void AddProducts(const float (&factors)[kOther / 2], 
   }
 }
 
-template <typename T, int kD>
-__device__ __forceinline__ void WriteRow(void* to, int64_t row, int r, float scale,
-                                         const float (&sum)[kD / 2]) {
-  T* const out = static_cast<T*>(to) + row * kD + static_cast<int>(threadIdx.x) % 4 * 2;
-#pragma unroll
-  for (int j = 0; j < kD / 8; ++j) {
-    *reinterpret_cast<uint32_t*>(out + 8 * j) =
-        Pack<T>(sum[4 * j + 2 * r] * scale, sum[4 * j + 2 * r + 1] * scale);
-  }
-}
-
 template <typename T, int kD, bool kOwnKeys>
 __global__ void __launch_bounds__(kThreads) Gradient(AttentionGradParams g) {
   const AttentionParams& p = g.forward;
@@ -217,10 +206,10 @@ __global__ void __launch_bounds__(kThreads) Gradient(AttentionGradParams g) {
     const int i = row + 8 * r;
     if constexpr (kOwnKeys) {
       if (i >= tokens) continue;
-      WriteRow<T, kD>(g.dk, sequence.Key(i), r, p.scale, sum_a);
-      WriteRow<T, kD>(g.dv, sequence.Key(i), r, 1.0f, sum_b);
+      WriteGradientRow<T>(g.dk, sequence.Key(i), r, p.scale, sum_a);
+      WriteGradientRow<T>(g.dv, sequence.Key(i), r, 1.0f, sum_b);
     } else {
-      if (i < rows) WriteRow<T, kD>(g.dq, sequence.Query(i), r, p.scale, sum_a);
+      if (i < rows) WriteGradientRow<T>(g.dq, sequence.Query(i), r, p.scale, sum_a);
     }
   }
 }
