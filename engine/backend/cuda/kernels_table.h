@@ -17,15 +17,13 @@
 #define TANDEM_CUDA_RANDOM_KERNELS(OP) \
   OP(Random) OP(SampleTokens) OP(RandomGamma) OP(RandomGammaGrad) OP(Lgamma) OP(Digamma) OP(Trigamma)
 #define TANDEM_CUDA_REDUCE_KERNELS(OP) \
-  OP(ReduceSum) OP(ReduceMax) OP(ReduceMin) OP(ReduceProd) OP(ArgMax) OP(ArgMin) \
-  OP(TopK)
+  OP(ReduceSum) OP(ReduceMax) OP(ReduceMin) OP(ReduceProd) OP(ArgMax) OP(ArgMin) OP(TopK)
 #define TANDEM_CUDA_SHAPE_KERNELS(OP) \
   OP(Reshape) OP(Transpose) OP(BroadcastTo) OP(Slice) OP(Unslice) OP(Pad) OP(Concat) OP(Gather)
 #define TANDEM_CUDA_NORMALIZATION_KERNELS(OP)                   \
   OP(Softmax) OP(SoftmaxGrad) OP(LogSoftmax) OP(LogSoftmaxGrad) \
   OP(LayerNorm) OP(LayerNormGrad) OP(RmsNorm) OP(RmsNormGrad)
-#define TANDEM_CUDA_LINEAR_KERNELS(OP) OP(MatMul) OP(TriangularSolve)
-#define TANDEM_CUDA_LINEAR_KERNELS(OP) OP(MatMul) OP(FusedMatMul)
+#define TANDEM_CUDA_LINEAR_KERNELS(OP) OP(MatMul) OP(FusedMatMul) OP(TriangularSolve)
 #define TANDEM_CUDA_ATTENTION_KERNELS(OP) OP(Attention) OP(AttentionGrad) OP(PagedAttention)
 #define TANDEM_CUDA_LOSS_KERNELS(OP) OP(SoftmaxCrossEntropy) OP(SoftmaxCrossEntropyGrad)
 #define TANDEM_CUDA_EMBEDDING_KERNELS(OP) OP(Rope) OP(GatherGrad)
