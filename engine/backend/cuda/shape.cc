@@ -1,6 +1,4 @@
 // Bindings of the operators that move elements by position: by element size, whatever the dtype.
-#include "engine/ops/shape.h"
-
 #include <cstring>
 
 #include "engine/backend/cuda/cuda_backend.h"

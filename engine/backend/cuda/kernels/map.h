@@ -6,26 +6,10 @@
 #include <utility>
 
 #include "engine/backend/cuda/kernels/device.h"
+#include "engine/backend/cuda/kernels/divisor.h"
 #include "engine/backend/cuda/kernels/tandem_cuda.h"
 
 namespace tandem::cuda {
-
-// n / d for n < 2^31 by a multiplication (Granlund and Montgomery 1994).
-class Divisor {
- public:
-  Divisor() = default;
-  explicit Divisor(uint32_t d) : divisor_(d) {
-    while ((uint64_t{1} << shift_) < d) ++shift_;
-    multiplier_ = static_cast<uint32_t>((((uint64_t{1} << shift_) - d) << 32) / d + 1);
-  }
-  __device__ __forceinline__ uint32_t Divide(uint32_t n) const {
-    return (__umulhi(n, multiplier_) + n) >> shift_;
-  }
-  __device__ __forceinline__ uint32_t divisor() const { return divisor_; }
-
- private:
-  uint32_t divisor_ = 1, multiplier_ = 1, shift_ = 0;
-};
 
 // tandem_cuda_loop for a kernel: fewer than 2^31 elements, the last dimension in packs.
 template <int kOperands>
@@ -176,7 +160,10 @@ cudaError_t MapOver(const tandem_cuda_loop& loop, const F& f, const Any& any, cu
         });
   };
   // Positions have 32 bits.
-  if (count > int64_t{1} << 30) return halves(longest, loop.size[longest] / 2 / v * v);
+  if (count > int64_t{1} << 30) {
+    const int64_t half = loop.size[longest] / 2;
+    return halves(longest, half < v ? half : half / v * v);
+  }
   if constexpr (v > 1) {
     const int last = loop.dims - 1;
     const int64_t rest = last < 0 ? 1 : loop.size[last] % v;
