@@ -146,7 +146,8 @@ def paged_decode(c):
     held.append(c.scratch(size.value))
     params.scratch = held[-1].pointer
     return Case(lambda: c.call('tandem_cuda_paged_attention', params=params),
-                bytes_=2 * 2 * sequences * keys * kv_heads * dim, held=held + cache + [q, k, v, out])
+                bytes_=2 * 2 * sequences * keys * kv_heads * dim,
+                held=held + cache + [q, k, v, out])
 
 
 # --- matrix products -----------------------------------------------------------------------------

@@ -8,7 +8,8 @@ import time
 
 # One or two of each family: barriers, shared memory, ragged ends. Times are some 20 times longer.
 CHECKS = ('elementwise/binary/Add/bf16,reduce/reduce/Sum/columns/f32,reduce/arg_reduce/rows/1/f32,'
-          'shape/gather/f32/i32,normalization/norm/narrow/rms/bf16,normalization/norm/wide/layer/f32,'
+          'shape/gather/f32/i32,normalization/norm/narrow/rms/bf16,'
+          'normalization/norm/wide/layer/f32,'
           'loss/cross_entropy/wide/bf16,matmul/product/ragged/0-1/bf16-bf16,matmul/swiglu/1/bf16,'
           'attention/forward_and_gradient/d128/bf16,attention/paged/d64/bf16,'
           'embedding/gather_grad/bf16/i32,optimizer/steps/adamw,'
