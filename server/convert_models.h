@@ -27,7 +27,7 @@ void ToProto(const MeasuredField& field, v1::AnalyzeModelResponse::Verification*
 v1::Precision ToProto(Precision precision);
 // Unspecified: none.
 absl::StatusOr<std::optional<Precision>> FromProto(v1::Precision precision);
-// Opens the device, if one is named. Errors as FindBackend's.
+// Opens the device, if one is named, which may take seconds. Errors as FindBackend's.
 absl::StatusOr<Placement> ToPlacement(v1::Precision precision, const std::string& device);
 
 v1::ParameterRole ToProto(ParameterRole role);

@@ -60,9 +60,10 @@ class ModelService final : public v1::ModelService::CallbackService {
       if (request->source_case() == v1::CreateModelRequest::SOURCE_NOT_SET) {
         return InvalidArgument("no source is set: expected onnx, decoder or copy_of");
       }
-      TANDEM_ASSIGN_OR_RETURN(const Placement placement,
-                              ToPlacement(request->precision(), request->device()));
+      TANDEM_RETURN_IF_ERROR(FromProto(request->precision()).status());
       return [=, this]() -> absl::Status {
+        TANDEM_ASSIGN_OR_RETURN(const Placement placement,
+                                ToPlacement(request->precision(), request->device()));
         TANDEM_ASSIGN_OR_RETURN(const auto entry, Create(*request, placement));
         return Describe(*entry, response->mutable_model());
       };
@@ -72,9 +73,10 @@ class ModelService final : public v1::ModelService::CallbackService {
   Reactor* LoadModel(Context* context, const v1::LoadModelRequest* request,
                      v1::LoadModelResponse* response) override {
     return StartCall(load_model_, context, Place::kLoader, [=, this]() -> absl::StatusOr<Work> {
-      TANDEM_ASSIGN_OR_RETURN(const Placement placement,
-                              ToPlacement(request->precision(), request->device()));
+      TANDEM_RETURN_IF_ERROR(FromProto(request->precision()).status());
       return [=, this]() -> absl::Status {
+        TANDEM_ASSIGN_OR_RETURN(const Placement placement,
+                                ToPlacement(request->precision(), request->device()));
         TANDEM_ASSIGN_OR_RETURN(const auto entry, deps_.models.Load(request->model(), placement));
         return Describe(*entry, response->mutable_model());
       };

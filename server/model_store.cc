@@ -189,6 +189,13 @@ absl::StatusOr<Entry> ModelStore::Load(const std::string& name, const Placement&
   TANDEM_RETURN_IF_ERROR(CheckNotTraining(name));
   const auto begin = std::chrono::steady_clock::now();
   absl::StatusOr<Entry> entry = CatchOutOfMemory([&] { return ReadEntry(name, precision); });
+  if (entry.ok()) {
+    (*entry)->device = DeviceOf(placement);
+    // Onto the device first, so that no room there is a failure of this model like any other.
+    const absl::Status moved = compute_.RunAndWait(
+        Executor::Lane::kServing, [&] { return (*entry)->model->MoveTo(*(*entry)->device); });
+    if (!moved.ok()) entry = moved;
+  }
   if (!entry.ok()) {
     const Entry existing = Lookup(name);
     // What serves goes on serving; a name that the repository does not have is not recorded.
@@ -204,9 +211,8 @@ absl::StatusOr<Entry> ModelStore::Load(const std::string& name, const Placement&
   }
   const std::chrono::duration<double> taken = std::chrono::steady_clock::now() - begin;
   (*entry)->metrics = metrics_.Model(name);
-  (*entry)->metrics->Loaded(taken.count());
-  (*entry)->device = DeviceOf(placement);
   TANDEM_RETURN_IF_ERROR(Insert(*entry, /*replace=*/true));
+  (*entry)->metrics->Loaded(taken.count());
   spdlog::info("loaded model '{}' version {}: {} parameters, {} on {}, {:.3f} s", name,
                (*entry)->version, (*entry)->model->parameter_count(), PrecisionName(precision),
                (*entry)->device->name(), taken.count());

@@ -73,9 +73,17 @@ absl::Status TrainStep(ModelEntry& entry, const Batch& batch,
   TANDEM_ASSIGN_OR_RETURN(Trainer * trainer, TrainerOf(entry));
   // Bad hyperparameters fail before gradients are added.
   TANDEM_RETURN_IF_ERROR(WithParameters(trainer->optimizer(), parameters).status());
+  const bool alone = trainer->micro_step() == 0;
   TANDEM_RETURN_IF_ERROR(ForwardBackward(entry, batch, /*return_logprobs=*/false, metrics,
                                          response->mutable_forward_backward()));
-  return OptimStep(entry, parameters, metrics, response->mutable_optim());
+  const absl::Status stepped = OptimStep(entry, parameters, metrics, response->mutable_optim());
+  // A step that failed has not happened: sent again, its gradients count once.
+  if (!stepped.ok() && alone) {
+    trainer->DropGradients();
+    entry.accumulated_seconds = 0;
+    entry.accumulated_tokens = 0;
+  }
+  return stepped;
 }
 
 absl::Status StartTraining(ModelEntry& entry, const Objective& objective,

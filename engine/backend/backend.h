@@ -94,12 +94,13 @@ class Backend {
   virtual void Download(void* to_host, const void* from, int64_t bytes) const = 0;
   virtual void Copy(void* to, const void* from, int64_t bytes) const = 0;
   virtual void Zero(void* to, int64_t bytes) const = 0;
-  // Records what `submit` submits, instead of running it; null where the backend cannot.
+  // Records what `submit` submits, instead of running it; null where that cannot be: nothing ran.
   virtual std::unique_ptr<Recording> Record(const std::function<void()>& submit) const {
     (void)submit;
     return nullptr;
   }
-  // Waits until all is done. The first error of anything before, which stays.
+  // Waits until all is done. The first error since the last call; one that the device does not
+  // recover from comes again every time.
   virtual absl::Status Finish() const = 0;
 };
 

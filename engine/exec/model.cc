@@ -173,9 +173,11 @@ absl::StatusOr<std::span<const void* const>> Model::ParameterAddresses() {
     Builder b;
     b.Output(ops::Cast(b, b.Input("", {DType::kF32, {parameters_.flat_size()}}), dtype));
     TANDEM_ASSIGN_OR_RETURN(Graph graph, b.Finish());
-    TANDEM_ASSIGN_OR_RETURN(round_, Plan::Compile(std::move(graph), backend()));
+    TANDEM_ASSIGN_OR_RETURN(std::unique_ptr<Plan> round,
+                            Plan::Compile(std::move(graph), backend()));
     TANDEM_ASSIGN_OR_RETURN(copies_,
                             DeviceTensor::Zeros(backend(), {dtype, {parameters_.flat_size()}}));
+    round_ = std::move(round);  // last: it says that all of this is there
     addresses_ = parameters_.pointers();
     for (size_t i = 0; i < parameters_.pointers().size(); ++i) {
       const int64_t offset = parameters_.offset(static_cast<int>(i)) * SizeOf(dtype);
@@ -203,6 +205,7 @@ absl::Status Model::MoveTo(const Backend& backend) {
 }
 
 absl::StatusOr<std::string> Model::WeightsHash() const {
+  if (!backend().host_memory() && hash_version_ == weights_version_) return hash_;
   std::optional<ParameterStore> copy;
   if (!backend().host_memory()) {
     TANDEM_ASSIGN_OR_RETURN(copy, parameters_.HostCopy());
@@ -216,7 +219,9 @@ absl::StatusOr<std::string> Model::WeightsHash() const {
     const std::span<const float> values = parameters.values(static_cast<int>(i));
     hash = HashBytes(hash, values.data(), values.size_bytes());
   }
-  return absl::StrFormat("%016x", hash);
+  hash_ = absl::StrFormat("%016x", hash);
+  hash_version_ = weights_version_;
+  return hash_;
 }
 
 absl::StatusOr<std::vector<Tensor>> Model::Forward(

@@ -209,6 +209,9 @@ class Model {
   std::unique_ptr<Plan> round_;
   std::vector<const void*> addresses_;
   int64_t weights_version_ = 1;
+  // Of a model on a device, where hashing means downloading: as of hash_version_.
+  mutable std::string hash_;
+  mutable int64_t hash_version_ = 0;
   uint64_t forward_calls_ = 0;  // without a seed: the call of the random key
 };
 

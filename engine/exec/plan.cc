@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cstring>
 #include <utility>
 
 #include "absl/container/flat_hash_map.h"
@@ -12,6 +13,8 @@
 #include "engine/graph/builder.h"
 
 namespace tandem {
+
+constexpr int64_t kSmallInput = int64_t{1} << 16;  // bytes
 
 // Turns a simplified graph into a plan's steps and addresses.
 class PlanCompiler {
@@ -254,20 +257,33 @@ absl::Status Plan::Stage(std::span<const Address> inputs, std::span<const Addres
   };
   const int64_t key = take(sizeof(random_key_));
   std::vector<int64_t> input_offsets, output_offsets;
-  for (size_t i = 0; i < inputs.size(); ++i) {
-    input_offsets.push_back(inputs[i].host ? take(input_types_[i].bytes()) : 0);
+  input_offsets.resize(inputs.size());
+  for (const bool small : {true, false}) {
+    for (size_t i = 0; i < inputs.size(); ++i) {
+      const int64_t size = input_types_[i].bytes();
+      if (inputs[i].host && (size <= kSmallInput) == small) input_offsets[i] = take(size);
+    }
   }
   for (size_t i = 0; i < outputs.size(); ++i) {
     output_offsets.push_back(outputs[i].host ? take(output_types_[i].bytes()) : 0);
   }
   TANDEM_ASSIGN_OR_RETURN(arena_, workspace_->Reserve(bytes));
-  backend_->Upload(arena_ + key, random_key_.data(), sizeof(random_key_));
   key_ = arena_ + key;
+  // Small inputs travel together: each upload is a wait.
+  small_inputs_.assign(sizeof(random_key_), std::byte{});
+  std::memcpy(small_inputs_.data(), random_key_.data(), sizeof(random_key_));
   for (size_t i = 0; i < inputs.size(); ++i) {
     if (!inputs[i].host) continue;
+    const int64_t bytes = input_types_[i].bytes();
     inputs_[i] = arena_ + input_offsets[i];
-    backend_->Upload(inputs_[i], inputs[i].data, input_types_[i].bytes());
+    if (bytes > kSmallInput) {
+      backend_->Upload(inputs_[i], inputs[i].data, bytes);
+    } else if (bytes > 0) {
+      small_inputs_.resize(input_offsets[i] - key + bytes);
+      std::memcpy(small_inputs_.data() + input_offsets[i] - key, inputs[i].data, bytes);
+    }
   }
+  backend_->Upload(arena_ + key, small_inputs_.data(), static_cast<int64_t>(small_inputs_.size()));
   for (size_t i = 0; i < outputs.size(); ++i) {
     if (outputs[i].host) outputs_[i] = arena_ + output_offsets[i];
   }

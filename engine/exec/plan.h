@@ -139,6 +139,7 @@ class Plan {
   std::byte* arena_ = nullptr;
   const void* key_ = nullptr;
   std::vector<void*> inputs_, outputs_;
+  std::vector<std::byte> small_inputs_;  // with the key, on their way to the device
   std::span<const void* const> parameters_;
   std::vector<const void*> input_pointers_;
   std::vector<void*> output_pointers_;

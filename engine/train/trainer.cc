@@ -385,10 +385,15 @@ absl::Status Trainer::SetOptimizer(const OptimizerOptions& options) {
   const bool decay_changed = options.decay_vectors != optimizer_.decay_vectors ||
                              options.no_decay_roles != optimizer_.no_decay_roles ||
                              options.no_decay != optimizer_.no_decay;
-  const bool nesterov_changed = options.nesterov != optimizer_.nesterov;
-  optimizer_ = options;
+  const OptimizerOptions before = std::exchange(optimizer_, options);
+  if (options.nesterov != before.nesterov) {
+    if (const absl::Status compiled = CompileStep(); !compiled.ok()) {
+      optimizer_ = before;
+      return compiled;
+    }
+  }
   if (decay_changed) FillDecay();
-  return nesterov_changed ? CompileStep() : absl::OkStatus();
+  return absl::OkStatus();
 }
 
 int64_t Trainer::state_bytes() const {

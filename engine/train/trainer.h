@@ -111,6 +111,8 @@ class Trainer {
   // Applies and clears the accumulated gradients. FAILED_PRECONDITION when there are none. One plan
   // over all parameters: norm, decision and update; the report is read when it has run.
   absl::StatusOr<StepReport> OptimStep();
+  // Forgets the accumulated gradients.
+  void DropGradients() { micro_step_ = 0; }
   // The loss of a batch, nothing changed; the model need not be in training. Random nodes draw the
   // same in every evaluation (seed 0, call 0).
   static absl::StatusOr<LossReport> Evaluate(Model* model, const Objective& objective,

@@ -285,7 +285,40 @@ TEST(CudaPlanTest, SaysHowMuchMemoryThereIs) {
   const auto memory = DeviceMemory::Allocate(**device, int64_t{1} << 50);
   ASSERT_EQ(memory.status().code(), absl::StatusCode::kResourceExhausted);
   EXPECT_THAT(std::string(memory.status().message()), HasSubstr("cuda:0 cannot give"));
-  EXPECT_TRUE((*device)->Finish().ok());  // and goes on
+  // And goes on: the next launch does not find the allocation's error.
+  EXPECT_TRUE((*device)->Finish().ok());
+  Builder b;
+  b.Output(ops::Neg(b, b.Input("x", {DType::kF32, {3}})));
+  auto plan = Plan::Compile(*b.Finish(), **device);
+  const Tensor input = Tensor::Of<float>({3}, {1, 2, 3});
+  const auto outputs = RunPlan(**plan, std::vector<const Tensor*>{&input});
+  ASSERT_TRUE(outputs.ok()) << outputs.status();
+  EXPECT_EQ((*outputs)[0].data<float>()[2], -3);
+}
+
+// Inputs of every size travel, small ones together and large ones by themselves.
+TEST(CudaPlanTest, InputsOfAllSizesArrive) {
+  const absl::StatusOr<const Backend*> device = FindBackend("cuda:0");
+  if (!device.ok()) GTEST_SKIP() << device.status();
+  Builder b;
+  std::vector<Tensor> inputs;
+  std::vector<const Tensor*> pointers;
+  for (const int64_t size : {3, 40000, 0, 17, 100000, 1}) {
+    Tensor input(DType::kF32, {size});
+    for (int64_t i = 0; i < size; ++i) input.data<float>()[i] = static_cast<float>(size + i);
+    b.Output(ops::Neg(b, b.Input("x", input.type())));
+    inputs.push_back(std::move(input));
+  }
+  for (const Tensor& input : inputs) pointers.push_back(&input);
+  auto plan = Plan::Compile(*b.Finish(), **device);
+  ASSERT_TRUE(plan.ok()) << plan.status();
+  const auto outputs = RunPlan(**plan, pointers);
+  ASSERT_TRUE(outputs.ok()) << outputs.status();
+  for (size_t k = 0; k < inputs.size(); ++k) {
+    for (int64_t i = 0; i < inputs[k].num_elements(); ++i) {
+      ASSERT_EQ((*outputs)[k].data<float>()[i], -inputs[k].data<float>()[i]) << k << " " << i;
+    }
+  }
 }
 
 TEST(FindBackendTest, NamesWhatItExpects) {

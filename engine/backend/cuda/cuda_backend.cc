@@ -3,6 +3,7 @@
 #include <charconv>
 #include <map>
 #include <unordered_map>
+#include <utility>
 
 #include "engine/backend/cuda/kernels_table.h"
 
@@ -68,16 +69,25 @@ const Kernel* Device::Find(std::string_view op) const {
 
 void Device::Check(int error, const char* what) const {
   if (error == 0) return;
+  constexpr int kOutOfMemory = 2;  // cudaErrorMemoryAllocation
+  const std::string message = StrCat(name_, ": ", what, ": ", library_.ErrorString(error));
   const std::lock_guard<std::mutex> lock(mutex_);
-  if (error_.ok()) error_ = Internal(name_, ": ", what, ": ", library_.ErrorString(error));
+  if (error == TANDEM_CUDA_UNSUPPORTED) {
+    run_error_.Update(Unimplemented(message));
+  } else if (error == kOutOfMemory) {
+    run_error_.Update(ResourceExhausted(message));
+  } else {
+    error_.Update(Internal(message));
+  }
 }
 
 void Device::Use() const {
   // The current device belongs to the thread: one call each is enough while it uses one device.
   thread_local const Device* current = nullptr;
   if (current == this) return;
-  Check(RUNTIME(use_device)(number_), "using the device");
-  current = this;
+  const int error = RUNTIME(use_device)(number_);
+  Check(error, "using the device");
+  current = error == 0 ? this : nullptr;
 }
 
 absl::StatusOr<void*> Device::Allocate(int64_t bytes) const {
@@ -99,6 +109,8 @@ void Device::Free(void* memory) const {
 void Device::Upload(void* to, const void* from_host, int64_t bytes) const {
   Use();
   Check(RUNTIME(upload)(to, from_host, bytes, stream_), "upload");
+  // Pageable memory may or may not have been staged by now.
+  Check(RUNTIME(stream_finish)(stream_), "upload");
 }
 
 void Device::Download(void* to_host, const void* from, int64_t bytes) const {
@@ -142,11 +154,10 @@ class Device::Graph final : public Recording {
 
 std::unique_ptr<Recording> Device::Record(const std::function<void()>& submit) const {
   Use();
-  Check(RUNTIME(record_begin)(stream_), "recording");
+  if (RUNTIME(record_begin)(stream_) != 0) return nullptr;
   submit();
   tandem_cuda_recording recording = nullptr;
-  Check(RUNTIME(record_end)(&recording, stream_), "recording");
-  if (recording == nullptr) return nullptr;
+  if (RUNTIME(record_end)(&recording, stream_) != 0 || recording == nullptr) return nullptr;
   return std::make_unique<Graph>(*this, recording);
 }
 
@@ -154,7 +165,8 @@ absl::Status Device::Finish() const {
   Use();
   Check(RUNTIME(stream_finish)(stream_), "finishing");
   const std::lock_guard<std::mutex> lock(mutex_);
-  return error_;
+  const absl::Status run = std::exchange(run_error_, absl::OkStatus());
+  return error_.ok() ? run : error_;
 }
 
 }  // namespace cuda

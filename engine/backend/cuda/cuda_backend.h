@@ -36,7 +36,8 @@ class Device final : public Backend {
   const tandem_cuda_device_info& info() const { return info_; }
   // 90 for compute capability 9.0.
   int capability() const { return 10 * info_.major + info_.minor; }
-  // Keeps the first error for Finish; `what` names the call.
+  // Keeps the first error for Finish; `what` names the call. A kernel that does not take its sizes,
+  // and a lack of memory, are of this run alone; anything else the device does not recover from.
   void Check(int error, const char* what) const;
   // Makes this device current for the calling thread.
   void Use() const;
@@ -55,7 +56,8 @@ class Device final : public Backend {
   tandem_cuda_device_info info_{};
   tandem_cuda_stream stream_ = nullptr;
   mutable std::mutex mutex_;
-  mutable absl::Status error_;  // guarded by mutex_
+  mutable absl::Status error_;      // for good; guarded by mutex_
+  mutable absl::Status run_error_;  // since the last Finish; guarded by mutex_
 };
 
 // The device that a kernel is being bound for.

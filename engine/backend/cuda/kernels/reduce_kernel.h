@@ -58,7 +58,7 @@ __global__ void __launch_bounds__(kReduceThreads) ReduceRowsKernel(const R r, Re
 
 // Any inner: blockDim.x columns, of each the partial results [16 y, 16 y + 16) by thread y.
 template <typename R>
-__global__ void __launch_bounds__(kReduceThreads)
+__global__ void __launch_bounds__(kReduceThreads, 1)
     ReduceColumnsKernel(const R r, ReduceSizes sizes) {
   using Acc = typename R::Acc;
   constexpr int kOwn = 16;

@@ -8,6 +8,13 @@ namespace {
 
 cudaStream_t Stream(tandem_cuda_stream stream) { return static_cast<cudaStream_t>(stream); }
 
+// The runtime also keeps an error for cudaGetLastError, where the next launch would find it and
+// take it for its own.
+int Reported(cudaError_t error) {
+  if (error != cudaSuccess) (void)cudaGetLastError();
+  return error;
+}
+
 }  // namespace
 
 int32_t tandem_cuda_abi_version(void) { return TANDEM_CUDA_ABI_VERSION; }
@@ -20,13 +27,13 @@ int tandem_cuda_device_count(int32_t* count) {
   int found = 0;
   const cudaError_t error = cudaGetDeviceCount(&found);
   *count = error == cudaSuccess ? found : 0;
-  return error;
+  return Reported(error);
 }
 
 int tandem_cuda_describe_device(int32_t device, struct tandem_cuda_device_info* info) {
   cudaDeviceProp properties;
   const cudaError_t error = cudaGetDeviceProperties(&properties, device);
-  if (error != cudaSuccess) return error;
+  if (error != cudaSuccess) return Reported(error);
   std::memcpy(info->name, properties.name, sizeof(info->name));
   info->name[sizeof(info->name) - 1] = 0;
   info->major = properties.major;
@@ -40,12 +47,12 @@ int tandem_cuda_describe_device(int32_t device, struct tandem_cuda_device_info* 
 int tandem_cuda_use_device(int32_t device) {
   const cudaError_t error = cudaSetDevice(device);
 #ifdef __CUDACC__
-  if (error != cudaSuccess) return error;
+  if (error != cudaSuccess) return Reported(error);
   cudaMemPool_t pool;
   const cudaError_t found = cudaDeviceGetDefaultMemPool(&pool, device);
-  if (found != cudaSuccess) return found;
+  if (found != cudaSuccess) return Reported(found);
   uint64_t keep = UINT64_MAX;
-  return cudaMemPoolSetAttribute(pool, cudaMemPoolAttrReleaseThreshold, &keep);
+  return Reported(cudaMemPoolSetAttribute(pool, cudaMemPoolAttrReleaseThreshold, &keep));
 #else
   return error;
 #endif
@@ -56,14 +63,14 @@ int tandem_cuda_memory(int64_t* available_bytes, int64_t* total_bytes) {
   const cudaError_t error = cudaMemGetInfo(&available, &total);
   *available_bytes = static_cast<int64_t>(available);
   *total_bytes = static_cast<int64_t>(total);
-  return error;
+  return Reported(error);
 }
 
 int tandem_cuda_stream_create(tandem_cuda_stream* stream) {
   cudaStream_t made = nullptr;
   const cudaError_t error = cudaStreamCreate(&made);
   *stream = made;
-  return error;
+  return Reported(error);
 }
 
 int tandem_cuda_stream_destroy(tandem_cuda_stream stream) {
@@ -77,7 +84,7 @@ int tandem_cuda_stream_finish(tandem_cuda_stream stream) {
 int tandem_cuda_allocate(void** pointer, int64_t bytes, tandem_cuda_stream stream) {
   *pointer = nullptr;
   if (bytes <= 0) return cudaSuccess;
-  return cudaMallocAsync(pointer, static_cast<size_t>(bytes), Stream(stream));
+  return Reported(cudaMallocAsync(pointer, static_cast<size_t>(bytes), Stream(stream)));
 }
 
 int tandem_cuda_free(void* pointer, tandem_cuda_stream stream) {
@@ -115,19 +122,19 @@ int tandem_cuda_fill_bytes(void* to_device, int32_t byte, int64_t bytes,
 }
 
 int tandem_cuda_record_begin(tandem_cuda_stream stream) {
-  return cudaStreamBeginCapture(Stream(stream), cudaStreamCaptureModeThreadLocal);
+  return Reported(cudaStreamBeginCapture(Stream(stream), cudaStreamCaptureModeThreadLocal));
 }
 
 int tandem_cuda_record_end(tandem_cuda_recording* recording, tandem_cuda_stream stream) {
   *recording = nullptr;
   cudaGraph_t graph = nullptr;
   cudaError_t error = cudaStreamEndCapture(Stream(stream), &graph);
-  if (error != cudaSuccess) return error;
+  if (error != cudaSuccess) return Reported(error);
   cudaGraphExec_t exec = nullptr;
   error = cudaGraphInstantiate(&exec, graph, 0);
   cudaGraphDestroy(graph);
   *recording = exec;
-  return error;
+  return Reported(error);
 }
 
 int tandem_cuda_replay(tandem_cuda_recording recording, tandem_cuda_stream stream) {
