@@ -47,13 +47,28 @@ uint32_t Bits(float x) {
   return bits;
 }
 
-class BitEqualTest : public testing::TestWithParam<std::tuple<DecoderArchitecture, Precision>> {};
+// Architecture, precision, and the size of a head: 64 is what tensor cores have kernels for.
+class BitEqualTest
+    : public testing::TestWithParam<std::tuple<DecoderArchitecture, Precision, int64_t>> {
+ protected:
+  static DecoderConfig Config() {
+    const auto [architecture, precision, head_dim] = GetParam();
+    DecoderConfig config = TinyConfig(architecture);
+    if (head_dim != config.head_dim) {
+      config.layers = 1;
+      config.heads = 2;
+      config.kv_heads = architecture == DecoderArchitecture::kLlama ? 1 : 2;
+      config.head_dim = head_dim;
+      config.hidden_size = config.heads * head_dim;
+    }
+    return config;
+  }
+};
 
 // Generate (alone; beside others; with the prompt in chunks), Score and the training forward give
 // the same bits.
 TEST_P(BitEqualTest, GenerateScoreAndTrainingAgree) {
-  const auto [architecture, precision] = GetParam();
-  auto model = MakeModel(TinyConfig(architecture), 1, precision);
+  auto model = MakeModel(Config(), 1, std::get<Precision>(GetParam()));
   const std::vector<int32_t> prompt = RandomTokens(45, 61, 3);
   SamplingOptions options;
   options.max_tokens = 50;
@@ -116,10 +131,18 @@ TEST_P(BitEqualTest, GenerateScoreAndTrainingAgree) {
   }
 }
 
+std::string ConfigName(const testing::TestParamInfo<BitEqualTest::ParamType>& info) {
+  const auto& [architecture, precision, head_dim] = info.param;
+  return StrCat(architecture == DecoderArchitecture::kLlama ? "Llama" : "Gpt2", "_",
+                PrecisionName(precision), "_", head_dim);
+}
+
 INSTANTIATE_TEST_SUITE_P(
     Decoders, BitEqualTest,
     testing::Combine(testing::Values(DecoderArchitecture::kLlama, DecoderArchitecture::kGpt2),
-                     testing::Values(Precision::kF32, Precision::kBF16, Precision::kF16)));
+                     testing::Values(Precision::kF32, Precision::kBF16, Precision::kF16),
+                     testing::Values(12, 64)),
+    ConfigName);
 
 // Weights that change under a running generation: each token is what Score gives with its weights.
 TEST(GeneratorTest, FollowsTheLiveWeights) {
