@@ -61,6 +61,7 @@ const std::vector<Confined>& ConfinedHeaders() {
       new std::vector<Confined>{{"(oneapi/dnnl/|dnnl).*", {"engine/backend/cpu/"}},
                                 {"onnx/.*", {"engine/formats/onnx"}},
                                 {"prometheus/.*", {"server/metrics"}},
+                                {"cuda[A-Za-z0-9_]*\\.h", {"engine/backend/cuda/kernels/"}},
                                 {"(grpcpp|grpc)/.*", {"server/", "client/"}},
                                 {"tandem/v1/.*", {"server/", "client/"}},
                                 {"spdlog/.*", {"server/"}},
@@ -78,7 +79,7 @@ TEST(LayeringTest, IncludesFollowTheRules) {
     ASSERT_TRUE(fs::is_directory(root / top)) << root / top;
     for (const auto& entry : fs::recursive_directory_iterator(root / top)) {
       const std::string ending = entry.path().extension();
-      if (ending != ".h" && ending != ".cc") continue;
+      if (ending != ".h" && ending != ".cc" && ending != ".cu") continue;
       const std::string file = entry.path().lexically_relative(root).generic_string();
       const std::string folder = fs::path(file).parent_path().generic_string();
       ASSERT_TRUE(Allowed().count(folder)) << file << " is in a folder without a rule";

@@ -5,7 +5,7 @@
 #include <random>
 #include <vector>
 
-#include "engine/backend/cuda/kernels/device.h"
+#include "engine/backend/cuda/emulation/cuda_emulation.h"
 
 namespace tandem::cuda::emulation {
 namespace {
@@ -184,7 +184,14 @@ struct Descriptor {
   }
 };
 
-float Value(uint16_t bits, bool bf16) { return bf16 ? ToFloat(Bf16{bits}) : ToFloat(F16{bits}); }
+float Value(uint16_t bits, bool bf16) {
+  if (bf16) return std::bit_cast<float>(uint32_t{bits} << 16);
+  // f16: an f32 whose exponent is 112 too small, subnormals too.
+  const uint32_t sign = (uint32_t{bits} & 0x8000u) << 16, magnitude = bits & 0x7fffu;
+  const float value = magnitude >= 0x7c00u ? std::bit_cast<float>(0x7f800000u | magnitude << 13)
+                                           : std::bit_cast<float>(magnitude << 13) * 0x1p112f;
+  return std::bit_cast<float>(sign | std::bit_cast<uint32_t>(value));
+}
 
 float SharedValue(const Descriptor& descriptor, int row, int k, bool bf16) {
   uint16_t bits;
