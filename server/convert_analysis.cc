@@ -1,4 +1,6 @@
 // Analyses of models, and their parameters, as messages.
+#include <algorithm>
+
 #include "server/convert_models.h"
 
 namespace tandem::server {
@@ -90,8 +92,12 @@ void ToProto(const GraphSource& source, const std::vector<TensorType>& inputs,
 
 void ToProto(const MeasuredTime& time, v1::AnalyzeModelResponse* out) {
   out->set_measured_repetitions(time.repetitions);
-  for (size_t i = 0; i < time.layer_seconds.size(); ++i) {
-    out->mutable_layers(static_cast<int>(i))->set_seconds(time.layer_seconds[i]);
+  const auto& layers = out->layers();
+  const bool same =
+      std::equal(layers.begin(), layers.end(), time.layer_ops.begin(), time.layer_ops.end(),
+                 [](const auto& layer, const std::string& op) { return layer.op() == op; });
+  for (int i = 0; same && i < layers.size(); ++i) {
+    out->mutable_layers(i)->set_seconds(time.layer_seconds[i]);
   }
 }
 

@@ -35,6 +35,9 @@ absl::StatusOr<ModelAnalysis> AnalyzeModel(const GraphSource& source,
 // large.
 struct MeasuredTime {
   std::vector<double> layer_seconds;
+  // Of each, as the model's device runs it: the layers of AnalyzeModel, unless the device lowers
+  // other operators than the CPU does, or fuses some.
+  std::vector<std::string> layer_ops;
   int repetitions = 0;
 };
 absl::StatusOr<MeasuredTime> MeasureTime(Model& model, const std::vector<TensorType>& inputs);
