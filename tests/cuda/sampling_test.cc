@@ -178,17 +178,5 @@ TEST(SampleTokensTest, FrequenciesFollowTheProbabilities) {
   EXPECT_NEAR(counts[2] / kDraws, 0.3, 0.06);
 }
 
-TEST(AdjustLogitsTest, PenaltiesAndBiases) {
-  const DeviceArray<float> logits(std::vector<float>{2, -2, 5, 7, 1, 3, 4, 6});
-  const std::vector<tandem_cuda_logit_adjustment> adjustments = {
-      {.row = 0, .token = 0, .repetition = 4, .minus = 0.25f, .plus = 1, .forbidden = 0},
-      {.row = 0, .token = 1, .repetition = 4, .minus = 0, .plus = 0, .forbidden = 0},
-      {.row = 1, .token = 0, .repetition = 1, .minus = 0, .plus = -3, .forbidden = 0},
-      {.row = 1, .token = 3, .repetition = 1, .minus = 0, .plus = 0, .forbidden = 1}};
-  const DeviceArray<tandem_cuda_logit_adjustment> d(adjustments);
-  ASSERT_EQ(tandem_cuda_adjust_logits(logits.get(), d.get(), d.size(), 4, nullptr), 0);
-  EXPECT_EQ(logits.Get(), (std::vector<float>{1.25f, -8, 5, 7, -2, 3, 4, -INFINITY}));
-}
-
 }  // namespace
 }  // namespace tandem::cuda::testing

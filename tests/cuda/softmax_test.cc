@@ -90,7 +90,9 @@ TEST(SoftmaxTest, InfinitiesAndNaN) {
     x[5 * kCols + 69] = nan;
     const FloatArray a(dtype, x), y(dtype, 6 * kCols);
     const DeviceArray<float> lse(6);
-    ASSERT_EQ(tandem_cuda_log_sum_exp(dtype, a.get(), lse.get(), 6, kCols, nullptr), 0);
+    ASSERT_EQ(
+        tandem_cuda_cross_entropy(dtype, a.get(), nullptr, nullptr, lse.get(), 6, kCols, nullptr),
+        0);
     const std::vector<float> got = lse.Get();
     ExpectNear({got.begin(), got.end()}, {-kInfinity, 3, kInfinity, nan, nan, nan}, 0,
                std::to_string(dtype));
@@ -114,14 +116,11 @@ TEST(CrossEntropyTest, LossAndGradientFollowTheirDefinition) {
       }
       const FloatArray logits(dtype, x);
       const DeviceArray<int32_t> t(targets);
-      const DeviceArray<float> loss(rows), lse(rows), logprob(rows), d(dloss);
+      const DeviceArray<float> loss(rows), lse(rows), d(dloss);
       ASSERT_EQ(tandem_cuda_cross_entropy(dtype, logits.get(), t.get(), loss.get(), lse.get(), rows,
                                           cols, nullptr),
                 0);
-      ASSERT_EQ(tandem_cuda_token_logprob(dtype, logits.get(), t.get(), lse.get(), logprob.get(),
-                                          rows, cols, nullptr),
-                0);
-      const std::vector<float> got_loss = loss.Get(), got_lse = lse.Get(), got = logprob.Get();
+      const std::vector<float> got_loss = loss.Get(), got_lse = lse.Get();
       std::vector<double> expected_loss, expected_lse, gradient;
       for (int64_t i = 0; i < rows; ++i) {
         expected_lse.push_back(ReferenceLse(&x[i * cols], cols));
@@ -130,7 +129,6 @@ TEST(CrossEntropyTest, LossAndGradientFollowTheirDefinition) {
           const double p = std::exp(x[i * cols + j] - expected_lse[i]);
           gradient.push_back(dloss[i] * (p - (j == targets[i] ? 1 : 0)));
         }
-        EXPECT_EQ(got[i], -got_loss[i]);
       }
       ExpectNear({got_lse.begin(), got_lse.end()}, expected_lse, 1e-6, Name(dtype, size) + " lse");
       ExpectNear({got_loss.begin(), got_loss.end()}, expected_loss, 4e-6, Name(dtype, size));
@@ -184,7 +182,9 @@ TEST(CrossEntropyTest, OneLogSumExpEverywhere) {
       ASSERT_EQ(tandem_cuda_cross_entropy(dtype, all.get(), targets.get(), loss.get(), lse.get(),
                                           kRows, cols, nullptr),
                 0);
-      ASSERT_EQ(tandem_cuda_log_sum_exp(dtype, one.get(1), lse1.get(), 1, cols, nullptr), 0);
+      ASSERT_EQ(tandem_cuda_cross_entropy(dtype, one.get(1), nullptr, nullptr, lse1.get(), 1, cols,
+                                          nullptr),
+                0);
       EXPECT_EQ(lse.Get()[kAt], lse1.Get()[0]);
       ASSERT_EQ(tandem_cuda_log_softmax(dtype, all.get(), y.get(), kRows, cols, nullptr), 0);
       ASSERT_EQ(tandem_cuda_log_softmax(dtype, one.get(1), y1.get(1), 1, cols, nullptr), 0);

@@ -1,6 +1,5 @@
-"""Tokens drawn on the device: penalties, cuts and Gumbel noise of Philox."""
+"""Tokens drawn on the device: cuts and Gumbel noise of Philox."""
 
-import ctypes
 import math
 
 import torch
@@ -9,31 +8,6 @@ from checks.random import philox
 from harness.check import F32, Failed, check
 
 F64 = torch.float64
-
-
-@check('sampling')
-def adjust_logits(c):
-    rows, vocabulary, count = c.size((3, 101, 60), (64, 50257, 20000))
-    logits = c.normal(rows, vocabulary)
-    places = torch.randperm(rows * vocabulary, generator=c.generator,
-                            device=c.reference)[:count].cpu()
-    kind = c.library.headers.structs['tandem_cuda_logit_adjustment']
-    repetition, minus, plus = (c.uniform(count, low=0.5, high=2).cpu() for _ in range(3))
-    forbidden = c.integers(0, 2, count).cpu()
-    items = (kind * count)()
-    for i in range(count):
-        row, token = divmod(int(places[i]), vocabulary)
-        items[i] = kind(row, token, float(repetition[i]), float(minus[i]), float(plus[i]),
-                        int(forbidden[i]))
-    raw = torch.frombuffer(bytearray(bytes(items)), dtype=torch.uint8)
-    dev, adjustments = c.up(logits), c.up(raw)
-    c.call('tandem_cuda_adjust_logits', logits=dev, adjustments=adjustments, count=count,
-           vocabulary=vocabulary)
-    flat = logits.flatten().cpu()
-    x = flat[places]
-    x = torch.where(x > 0, x / repetition, x * repetition) - minus + plus
-    flat[places] = torch.where(forbidden == 1, torch.full_like(x, float('-inf')), x)
-    c.near(dev, flat.view(rows, vocabulary).double(), 'logits')
 
 
 def gumbel(seed, stream, position, vocabulary, device):

@@ -87,14 +87,6 @@ __global__ void __launch_bounds__(512) CrossEntropyGrad(LossParams p) {
   }
 }
 
-template <typename T>
-__global__ void __launch_bounds__(256) TokenLogprob(LossParams p) {
-  for (int64_t row = GridIndex(); row < p.rows; row += GridStride()) {
-    const int token = Clamped(p.targets[row], p.cols);
-    p.loss[row] = ToFloat(static_cast<const T*>(p.logits)[row * p.cols + token]) - p.lse[row];
-  }
-}
-
 // f(T(), geometry, aligned) for the dtype.
 template <typename F>
 int WithLogits(int dtype, LossParams& p, int64_t cols, F f) {
@@ -117,15 +109,6 @@ int LaunchCrossEntropy(int dtype, LossParams p, int64_t cols, cudaStream_t strea
 
 }  // namespace
 }  // namespace tandem::cuda
-
-int tandem_cuda_log_sum_exp(int32_t dtype, const void* logits, float* lse, int64_t rows,
-                            int64_t cols, tandem_cuda_stream stream) {
-  tandem::cuda::LossParams p = {};
-  p.logits = logits;
-  p.lse = lse;
-  p.rows = rows;
-  return tandem::cuda::LaunchCrossEntropy(dtype, p, cols, static_cast<cudaStream_t>(stream));
-}
 
 int tandem_cuda_cross_entropy(int32_t dtype, const void* logits, const int32_t* targets,
                               float* loss, float* lse, int64_t rows, int64_t cols,
@@ -154,21 +137,5 @@ int tandem_cuda_cross_entropy_grad(int32_t dtype, const void* logits, const int3
     using T = decltype(zero);
     return Launch(aligned ? CrossEntropyGrad<T, true> : CrossEntropyGrad<T, false>, g.blocks(rows),
                   g.block(), 0, static_cast<cudaStream_t>(stream), p);
-  });
-}
-
-int tandem_cuda_token_logprob(int32_t dtype, const void* logits, const int32_t* tokens,
-                              const float* lse, float* logprob, int64_t rows, int64_t cols,
-                              tandem_cuda_stream stream) {
-  using namespace tandem::cuda;
-  LossParams p = {};
-  p.logits = logits;
-  p.targets = tokens;
-  p.lse = const_cast<float*>(lse);  // only read
-  p.loss = logprob;
-  p.rows = rows;
-  return WithLogits(dtype, p, cols, [&](auto zero, const RowGeometry&, bool) -> int {
-    return Launch(TokenLogprob<decltype(zero)>, BlocksFor(rows, 256), 256, 0,
-                  static_cast<cudaStream_t>(stream), p);
   });
 }

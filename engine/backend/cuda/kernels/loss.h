@@ -10,10 +10,7 @@ extern "C" {
 #endif
 
 /* lse[i] = ln(sum_j exp(logits[i,j])): -inf for a row of -inf, +inf for a row with +inf and no NaN.
- */
-TANDEM_CUDA_API int tandem_cuda_log_sum_exp(int32_t dtype, const void* logits, float* lse,
-                                            int64_t rows, int64_t cols, tandem_cuda_stream stream);
-/* loss[i] = lse[i] - logits[i, targets[i]], and the same lse. */
+ * loss[i] = lse[i] - logits[i, targets[i]]; targets and loss may be null: the lse alone. */
 TANDEM_CUDA_API int tandem_cuda_cross_entropy(int32_t dtype, const void* logits,
                                               const int32_t* targets, float* loss, float* lse,
                                               int64_t rows, int64_t cols,
@@ -25,11 +22,6 @@ TANDEM_CUDA_API int tandem_cuda_cross_entropy_grad(int32_t dtype, const void* lo
                                                    const int32_t* targets, const float* lse,
                                                    const float* dloss, void* dlogits, int64_t rows,
                                                    int64_t cols, tandem_cuda_stream stream);
-/* logprob[i] = logits[i, tokens[i]] - lse[i]: minus the loss, to the bit. Tokens as targets. */
-TANDEM_CUDA_API int tandem_cuda_token_logprob(int32_t dtype, const void* logits,
-                                              const int32_t* tokens, const float* lse,
-                                              float* logprob, int64_t rows, int64_t cols,
-                                              tandem_cuda_stream stream);
 
 #ifdef __cplusplus
 }

@@ -49,7 +49,7 @@ TANDEM_CUDA_API int tandem_cuda_softmax(int32_t dtype, const void* x, void* y, i
 /* dx = y (dy - sum(y dy)); dx may be y or dy. */
 TANDEM_CUDA_API int tandem_cuda_softmax_grad(int32_t dtype, const void* y, const void* dy, void* dx,
                                              int64_t rows, int64_t cols, tandem_cuda_stream stream);
-/* y = x - lse, lse the bits that tandem_cuda_log_sum_exp gives, in one subtraction. y may be x. */
+/* y = x - lse, lse the bits that tandem_cuda_cross_entropy gives, in one subtraction. y may be x. */
 TANDEM_CUDA_API int tandem_cuda_log_softmax(int32_t dtype, const void* x, void* y, int64_t rows,
                                             int64_t cols, tandem_cuda_stream stream);
 /* dx = dy - exp(y) sum(dy); dx may be y or dy. */

@@ -462,28 +462,8 @@ __global__ void __launch_bounds__(kThreads, 1)
   }
 }
 
-__global__ void __launch_bounds__(256)
-    Adjust(float* logits, const tandem_cuda_logit_adjustment* adjustments, int64_t count,
-           int64_t vocabulary) {
-  for (int64_t i = GridIndex(); i < count; i += GridStride()) {
-    const tandem_cuda_logit_adjustment a = adjustments[i];
-    float* const logit = logits + a.row * vocabulary + a.token;
-    float x = *logit;
-    if (a.repetition != 1.0f) x = x > 0 ? x / a.repetition : x * a.repetition;
-    x = x - a.minus + a.plus;
-    *logit = a.forbidden != 0 ? -INFINITY : x;
-  }
-}
-
 }  // namespace
 }  // namespace tandem::cuda
-
-int tandem_cuda_adjust_logits(float* logits, const struct tandem_cuda_logit_adjustment* adjustments,
-                              int64_t count, int64_t vocabulary, tandem_cuda_stream stream) {
-  using namespace tandem::cuda;
-  return Launch(Adjust, BlocksFor(count, 256), 256, 0, static_cast<cudaStream_t>(stream), logits,
-                adjustments, count, vocabulary);
-}
 
 int tandem_cuda_sample_tokens(const struct tandem_cuda_sample_params* p,
                               tandem_cuda_stream stream) {

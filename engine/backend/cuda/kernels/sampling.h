@@ -5,21 +5,6 @@
 extern "C" {
 #endif
 
-/* What penalties and biases do to one logit, in this order: x > 0 ? x / repetition : x repetition
- * (1: nothing); x -= minus; x += plus; if forbidden, -inf. */
-struct tandem_cuda_logit_adjustment {
-  int32_t row;
-  int32_t token;
-  float repetition;
-  float minus;
-  float plus;
-  int32_t forbidden;
-};
-/* Adjusts logits in place; no (row, token) may occur twice. */
-TANDEM_CUDA_API int tandem_cuda_adjust_logits(
-    float* logits, const struct tandem_cuda_logit_adjustment* adjustments, int64_t count,
-    int64_t vocabulary, tandem_cuda_stream stream);
-
 /* Draws a token a row, as engine/sample/token_sampler.cc does: logits / temperature, the top_k
  * largest, of these the likeliest that together have top_p of the probability, of these those with
  * at least min_p of the likeliest's, and among them the largest of logit + Gumbel noise keyed by
