@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from checks.optimizer import vector
 from harness.check import BF16, F32, Context
+from harness.deadline import OutOfTime, limit
 from harness.measure import Clock
 
 F64 = torch.float64
@@ -378,8 +379,12 @@ def run(library, device, seed, matches, deadline):
     print('--- benchmarks' + (': they run; emulated times mean nothing' if device.emulated else ''),
           flush=True)
     context = lambda name: Context(library, device, seed, name, device.emulated)
-    rate = copy_rate(context('copy'), clock)
-    if not device.emulated:
+    try:
+        with limit(deadline):
+            rate = copy_rate(context('copy'), clock)
+    except OutOfTime:
+        rate = None
+    if not device.emulated and rate:
         print('device copy: %.3g TB/s read and written' % (rate / 1e12), flush=True)
     rows = []
     chosen = [b for b in BENCHMARKS if matches(b[0])]
@@ -387,21 +392,24 @@ def run(library, device, seed, matches, deadline):
         row = Row(name, goal)
         rows.append(row)
         left = deadline - time.monotonic()
-        if left <= 0:
+        if left <= 0 or rate is None:
             row.verdict = 'not measured: out of time'
             continue
         case = None
         try:
-            case = make(context(name))
-            seconds = min(4.0, left / (len(chosen) - i))
-            both = [f for f in (case.ours, case.rival) if f is not None]
-            times = clock.compare(both, seconds)
+            with limit(deadline):
+                case = make(context(name))
+                seconds = min(4.0, left / (len(chosen) - i))
+                both = [f for f in (case.ours, case.rival) if f is not None]
+                times = clock.compare(both, seconds)
             row.ours, row.rival_name = times[0], case.rival_name
             row.rival = times[1] if case.rival else case.bytes / rate
             row.ratio = row.rival / row.ours
             row.verdict = goal.judge(row.ratio)
             if goal.stretch and row.ratio >= goal.stretch:
                 row.verdict = 'pass, stretch'
+        except OutOfTime:
+            row.verdict = 'not measured: out of time'
         except Exception as error:  # one case's trouble is not the others'
             row.verdict = 'failed: ' + str(error).split('\n')[0]
             print(traceback.format_exc(limit=-3), flush=True)

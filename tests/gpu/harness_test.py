@@ -9,7 +9,9 @@ import re
 import subprocess
 import sys
 import tempfile
+import time
 import unittest
+from unittest import mock
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, HERE)
@@ -197,6 +199,70 @@ class ProgramTest(unittest.TestCase):
             for file in ('tests/gpu/run', 'tests/gpu/checks/spatial.py', 'tests/gpu/RESULTS.md',
                          'build/release/libtandem_cuda.so'):
                 self.assertTrue(os.path.exists(os.path.join(unpacked, file)), file)
+
+
+class SanitizersTest(unittest.TestCase):
+    def test_an_absent_sanitizer_leaves_the_run_incomplete(self):
+        from harness import record, sanitizers
+        with mock.patch.object(sanitizers, 'find', lambda: None):
+            results = sanitizers.run('run', 'lib.so', 1, time.monotonic() + 60)
+        self.assertEqual([status for _, status, _ in results], ['not available'] * 2)
+        self.assertEqual(sanitizers.count(results), (0, 2))
+        text = record.section({'device': 'x', 'seed': 1, 'quick': False, 'sanitizers': results},
+                              '0', '0')
+        self.assertIn('memcheck: NOT RUN, not available: there is no compute-sanitizer', text)
+        self.assertEqual(sanitizers.count([('a', 'passed', ''), ('b', 'failed', ''),
+                                           ('c', 'not run', '')]), (1, 1))
+
+    def test_nothing_outlives_its_time(self):
+        from harness import sanitizers
+        with tempfile.TemporaryDirectory() as folder:
+            pid, program = os.path.join(folder, 'pid'), os.path.join(folder, 'sanitizer')
+            with open(program, 'w', encoding='utf-8') as file:
+                file.write('#!/bin/sh\nsleep 600 &\necho $! >%s\nwait\n' % pid)
+            os.chmod(program, 0o755)
+            with mock.patch.object(sanitizers, 'find', lambda: program):
+                results = sanitizers.run('run', 'lib.so', 1, time.monotonic() + 6)
+            self.assertEqual([status for _, status, _ in results], ['not run'] * 2)
+            with open(pid, encoding='utf-8') as file:
+                child = int(file.read())
+        # The dead child is its new parent's to collect.
+        state = ''
+        for _ in range(100):
+            try:
+                with open('/proc/%d/stat' % child, encoding='utf-8') as file:
+                    state = file.read().rsplit(')', 1)[1].split()[0]
+            except (FileNotFoundError, ProcessLookupError):
+                state = 'gone'
+            if state in ('gone', 'Z', 'X'):
+                break
+            time.sleep(0.05)
+        self.assertIn(state, ('gone', 'Z', 'X'))
+
+
+class DeadlineTest(unittest.TestCase):
+    def test_limit(self):
+        from harness import deadline
+        start = time.monotonic()
+        with self.assertRaises(deadline.OutOfTime):
+            with deadline.limit(start + 0.2):
+                time.sleep(60)
+        self.assertLess(time.monotonic() - start, 30)
+        with self.assertRaises(deadline.OutOfTime):
+            with deadline.limit(start):
+                self.fail('the deadline was over')
+        with deadline.limit(time.monotonic() + 600):
+            pass
+        with deadline.limit(float('inf')):
+            pass
+
+    def test_guard(self):
+        program = ('import sys, time; sys.path.insert(0, %r); from harness import deadline; '
+                   'deadline.GRACE = 0; deadline.guard(time.monotonic() + 0.2); time.sleep(60)')
+        done = subprocess.run([sys.executable, '-c', program % HERE], capture_output=True,
+                              text=True, timeout=50, check=False)
+        self.assertEqual(done.returncode, 1)
+        self.assertIn('giving up', done.stdout)
 
 
 class ResultsTest(unittest.TestCase):

@@ -9,6 +9,7 @@ import torch
 
 from harness import c_interface
 from harness import device as devices
+from harness.deadline import OutOfTime, limit
 
 F32, F16, BF16 = torch.float32, torch.float16, torch.bfloat16
 FLOATS = (F32, F16, BF16)
@@ -175,8 +176,8 @@ def is_lost(device):
 
 
 def run_checks(checks, library, device, seed, small, deadline, show):
-    """Each check's outcome; those that would start after the deadline, or after the device was
-    lost, are not run."""
+    """Each check's outcome; those that have not ended at the deadline, or start after the device was
+    lost, count as not run."""
     outcomes = []
     lost = False
     for c in checks:
@@ -186,9 +187,12 @@ def run_checks(checks, library, device, seed, small, deadline, show):
             outcomes.append(Outcome(c, 'not run', why, 0.0))
             continue
         try:
-            c.function(Context(library, device, seed, c.name, small), *c.arguments)
-            device.finish()
+            with limit(deadline):
+                c.function(Context(library, device, seed, c.name, small), *c.arguments)
+                device.finish()
             status, message = 'passed', ''
+        except OutOfTime:
+            status, message = 'not run', 'out of time'
         except (Failed, c_interface.KernelError, devices.Overrun) as error:
             status, message = 'failed', str(error)
         except Exception:  # a reference that does not run is a failure too

@@ -19,7 +19,6 @@ def driver():
 
 def section(results, torch_version, cuda_version):
     """The Markdown of one run."""
-    import benchmarks
     today = datetime.datetime.now(datetime.timezone.utc).strftime('%Y-%m-%d %H:%M UTC')
     lines = ['## %s, %s' % (results['device'], today), '',
              'Driver %s, PyTorch %s (CUDA %s), seed %d%s.' %
@@ -35,11 +34,13 @@ def section(results, torch_version, cuda_version):
         lines += ['  - failed: `%s`: %s' % (o.check.name, o.message.split('\n')[0])
                   for o in outcomes if o.status == 'failed']
     for tool, status, said in results.get('sanitizers', []):
-        lines.append('- %s: %s %s' % (tool, status, said.split('\n')[0]))
+        lines.append('- %s: %s: %s' % (tool, 'NOT RUN, ' + status if status == 'not available'
+                                       else status, said.split('\n')[0]))
     if 'benchmarks' in results:
+        import benchmarks
         rate, rows = results['benchmarks']
-        lines += ['', 'Device copy: %.3g TB/s read and written.' % (rate / 1e12), '',
-                  benchmarks.markdown(rows)]
+        lines += ['', 'Device copy: %.3g TB/s read and written.' % (rate / 1e12) if rate else
+                  'Device copy: not measured.', '', benchmarks.markdown(rows)]
     return '\n'.join(lines) + '\n'
 
 

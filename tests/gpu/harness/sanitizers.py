@@ -1,7 +1,9 @@
 """A few small checks of each family once more, under compute-sanitizer."""
 
 import glob
+import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -23,18 +25,26 @@ def find():
     return found or (places[-1] if places else None)
 
 
-def run(program, library, seed, seconds):
+def count(results):
+    """Of run()'s results: how many failed, and how many say nothing of the kernels."""
+    return (sum(status == 'failed' for _, status, _ in results),
+            sum(status in ('not run', 'not available') for _, status, _ in results))
+
+
+def run(program, library, seed, deadline):
     """[(tool, 'passed' | 'failed' | 'not run' | 'not available', what it said)]"""
     sanitizer = find()
     results = []
     print('--- sanitizers', flush=True)
-    deadline = time.monotonic() + seconds
     for i, tool in enumerate(TOOLS):
         if sanitizer is None:
             results.append((tool, 'not available', 'there is no compute-sanitizer here'))
         else:
             left = (deadline - time.monotonic()) / (len(TOOLS) - i)
-            results.append((tool,) + _run(sanitizer, tool, program, library, seed, left))
+            if left <= 0:
+                results.append((tool, 'not run', 'out of time'))
+            else:
+                results.append((tool,) + _run(sanitizer, tool, program, library, seed, left))
         print('%s: %s %s' % results[-1], flush=True)
     return results
 
@@ -44,13 +54,21 @@ def _run(sanitizer, tool, program, library, seed, seconds):
     command = [sanitizer, '--tool', tool, '--kernel-name', 'kns=tandem', '--error-exitcode', '9',
                '--print-limit', '5', sys.executable, program, '--library', library, '--small',
                '--parts', 'correctness', '--only', CHECKS, '--seed', str(seed), '--no-budget']
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=max(seconds, 1),
-                              check=False)
-    except subprocess.TimeoutExpired:
-        return 'not run', 'did not end within %d s' % seconds
-    output = (done.stdout + done.stderr).strip().split('\n')
-    if done.returncode == 0:
+    # A session of its own: what it starts is not to go on after it and disturb the benchmarks.
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                          start_new_session=True) as started:
+        try:
+            said, errors = started.communicate(
+                timeout=None if seconds == float('inf') else seconds)
+        except subprocess.TimeoutExpired:
+            os.killpg(started.pid, signal.SIGKILL)
+            started.communicate()
+            return 'not run', 'did not end within %d s' % seconds
+        except BaseException:
+            os.killpg(started.pid, signal.SIGKILL)
+            raise
+    output = (said + errors).strip().split('\n')
+    if started.returncode == 0:
         return 'passed', next((l for l in output if l.startswith('correctness:')), '')
     said = [l for l in output if l.startswith('=========') or l.startswith('failed')]
-    return 'failed', 'status %d: %s' % (done.returncode, '\n'.join((said or output)[-12:]))
+    return 'failed', 'status %d: %s' % (started.returncode, '\n'.join((said or output)[-12:]))
