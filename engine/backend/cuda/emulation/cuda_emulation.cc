@@ -1,5 +1,7 @@
 #include "engine/backend/cuda/emulation/cuda_emulation.h"
 
+#include <link.h>
+#include <pthread.h>
 #include <setjmp.h>
 #include <sys/mman.h>
 #include <ucontext.h>
@@ -177,6 +179,27 @@ void Protect(int protection) {
   }
 }
 
+// A thread's last error. Not thread-local: see StaticShared.
+pthread_key_t ErrorKey() {
+  static const pthread_key_t made = [] {
+    pthread_key_t key;
+    if (pthread_key_create(&key, nullptr) != 0) Fatal("no key for a thread's last error");
+    return key;
+  }();
+  return made;
+}
+
+cudaError_t Failed(cudaError_t error) {
+  pthread_setspecific(ErrorKey(), reinterpret_cast<void*>(static_cast<intptr_t>(error)));
+  return error;
+}
+
+cudaError_t TakeError() {
+  const auto error = reinterpret_cast<intptr_t>(pthread_getspecific(ErrorKey()));
+  pthread_setspecific(ErrorKey(), nullptr);
+  return static_cast<cudaError_t>(error);
+}
+
 // Device memory is accessible from the first work on until the stream is waited for.
 void Open() {
   if (!std::exchange(device().open, true)) Protect(PROT_READ | PROT_WRITE);
@@ -327,6 +350,42 @@ static std::vector<void (*)()>& BlockEndChecks() {
 
 void AtBlockEnd(void (*check)()) { BlockEndChecks().push_back(check); }
 
+// The `__shared__` variables of all kernels: this thread's copy of the library's thread-local
+// storage.
+struct StaticShared {
+  char* data = nullptr;
+  size_t bytes = 0;
+};
+
+static int VisitObject(dl_phdr_info* info, size_t, void* found) {
+  const auto own = reinterpret_cast<uintptr_t>(&VisitObject);
+  bool ours = false;
+  const ElfW(Phdr)* storage = nullptr;
+  for (int i = 0; i < info->dlpi_phnum; ++i) {
+    const ElfW(Phdr)& header = info->dlpi_phdr[i];
+    const uintptr_t start = info->dlpi_addr + header.p_vaddr;
+    if (header.p_type == PT_LOAD) ours = ours || (own >= start && own - start < header.p_memsz);
+    if (header.p_type == PT_TLS) storage = &header;
+  }
+  if (!ours) return 0;
+  if (storage != nullptr) {
+    *static_cast<StaticShared*>(found) = {static_cast<char*>(info->dlpi_tls_data),
+                                          storage->p_memsz};
+  }
+  return 1;
+}
+
+static StaticShared FindStaticShared() {
+  // A library's storage comes into being when a thread first asks for an address in it.
+  __shared__ char one;
+  char* const volatile known = &one;
+  StaticShared found;
+  dl_iterate_phdr(VisitObject, &found);
+  const auto offset = reinterpret_cast<uintptr_t>(known) - reinterpret_cast<uintptr_t>(found.data);
+  if (found.data == nullptr || offset >= found.bytes) Fatal("__shared__ variables are not found");
+  return found;
+}
+
 static void RunKernel(dim3 grid, dim3 block_dim, size_t shared_bytes,
                       const std::function<void()>& body) {
   Block& b = block();
@@ -339,6 +398,7 @@ static void RunKernel(dim3 grid, dim3 block_dim, size_t shared_bytes,
   if (b.shared == nullptr) {
     b.shared = static_cast<char*>(std::aligned_alloc(1024, kMaxSharedBytes + 1024));
   }
+  const StaticShared static_shared = FindStaticShared();
   b.body = body;
   b.shared_bytes = shared_bytes;
   b.threads = threads;
@@ -346,6 +406,7 @@ static void RunKernel(dim3 grid, dim3 block_dim, size_t shared_bytes,
     for (unsigned y = 0; y < grid.y; ++y) {
       for (unsigned x = 0; x < grid.x; ++x) {
         std::memset(b.shared, 0xff, shared_bytes);
+        std::memset(static_shared.data, 0xff, static_shared.bytes);
         for (BarrierState& barrier : b.barriers) barrier = BarrierState();
         b.warps.resize((threads + 31) / 32);
         b.warpgroups.assign((threads + 127) / 128, Warpgroup());
@@ -376,7 +437,8 @@ static void RunKernel(dim3 grid, dim3 block_dim, size_t shared_bytes,
 
 cudaError_t SubmitKernel(dim3 grid, dim3 block_dim, size_t shared_bytes,
                          std::function<void()> body) {
-  return Submit([=] { RunKernel(grid, block_dim, shared_bytes, body); });
+  Submit([=] { RunKernel(grid, block_dim, shared_bytes, body); });
+  return TakeError();
 }
 
 }  // namespace tandem::cuda::emulation
@@ -395,8 +457,11 @@ cudaError_t cudaGetDeviceCount(int* count) {
   *count = 1;
   return cudaSuccess;
 }
-cudaError_t cudaSetDevice(int device) { return device == 0 ? cudaSuccess : cudaErrorInvalidDevice; }
-cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int) {
+cudaError_t cudaSetDevice(int device) {
+  return device == 0 ? cudaSuccess : emulation::Failed(cudaErrorInvalidDevice);
+}
+cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device) {
+  if (device != 0) return emulation::Failed(cudaErrorInvalidDevice);
   const auto sm = static_cast<int>(emulation::Setting("TANDEM_CUDA_EMULATION_SM", 90));
   *properties = {.name = "CPU emulation of CUDA",
                  .totalGlobalMem = emulation::device().total,
@@ -412,7 +477,8 @@ cudaError_t cudaGetDevice(int* device) {
 }
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device) {
   cudaDeviceProp properties;
-  cudaGetDeviceProperties(&properties, device);
+  const cudaError_t error = cudaGetDeviceProperties(&properties, device);
+  if (error != cudaSuccess) return error;
   *value = attribute == cudaDevAttrMultiProcessorCount      ? properties.multiProcessorCount
            : attribute == cudaDevAttrComputeCapabilityMajor ? properties.major
                                                             : properties.minor;
@@ -427,13 +493,13 @@ cudaError_t cudaMemGetInfo(size_t* available, size_t* total) {
 cudaError_t cudaMallocAsync(void** pointer, size_t bytes, cudaStream_t) {
   emulation::Device& device = emulation::device();
   const std::lock_guard<std::recursive_mutex> lock(device.mutex);
-  if (bytes > device.total - device.used) return cudaErrorMemoryAllocation;
+  if (bytes > device.total - device.used) return emulation::Failed(cudaErrorMemoryAllocation);
   const auto page = static_cast<size_t>(getpagesize());
   const size_t rounded = (bytes + 63) / 64 * 64;
   const size_t body = (rounded + page - 1) / page * page;
   void* map =
       mmap(nullptr, body + page, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  if (map == MAP_FAILED) return cudaErrorMemoryAllocation;
+  if (map == MAP_FAILED) return emulation::Failed(cudaErrorMemoryAllocation);
   *pointer = static_cast<char*>(map) + body - rounded;
   // Fresh memory is poisoned: NaN in every floating type.
   mprotect(map, body, PROT_READ | PROT_WRITE);
@@ -447,7 +513,7 @@ cudaError_t cudaFreeAsync(void* pointer, cudaStream_t) {
   emulation::Device& device = emulation::device();
   const std::lock_guard<std::recursive_mutex> lock(device.mutex);
   const auto found = device.allocations.find(pointer);
-  if (found == device.allocations.end()) return cudaErrorInvalidValue;
+  if (found == device.allocations.end()) return emulation::Failed(cudaErrorInvalidValue);
   const emulation::Allocation a = found->second;
   device.allocations.erase(found);
   device.used -= a.bytes;
@@ -504,7 +570,7 @@ cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec) {
   delete exec;
   return cudaSuccess;
 }
-cudaError_t cudaGetLastError() { return cudaSuccess; }
+cudaError_t cudaGetLastError() { return emulation::TakeError(); }
 const char* cudaGetErrorString(cudaError_t error) {
   switch (error) {
     case cudaSuccess:

@@ -5,9 +5,13 @@
 // as a wrong result for most seeds, a barrier that some threads never reach as a report and an
 // abort, and shared memory that nobody wrote as NaN (all bits one, at the start of every block).
 // Device memory is unreadable once its stream was waited for: a host that follows a device pointer
-// dies at once; each allocation ends at an unmapped page. Not modelled: time, weak memory ordering, bank
-// conflicts. What a kernel may use is what this header and the wrappers in ../kernels/ptx.h
-// declare.
+// dies at once; each allocation ends at an unmapped page. Not modelled: time, weak memory ordering,
+// bank conflicts, warps split by a mask (a mask other than the full one aborts). What a kernel may
+// use is what this header and the wrappers in ../kernels/ptx.h declare.
+//
+// `__shared__` variables are thread-local, so that the library's thread-local storage of the thread
+// that runs a kernel is what to fill before a block: nothing else of the library may lie there. (A
+// section of their own would not do: g++ refuses to put a template's and another's in one.)
 //
 // Kernels, copies and allocations take one process-wide lock; a kernel must not launch another.
 #pragma once
@@ -30,7 +34,7 @@ using cudaError_t = int;
 #define __global__ static
 #define __device__
 #define __host__
-#define __shared__ static
+#define __shared__ static thread_local
 #define __constant__ static
 #define __forceinline__ inline
 #define __noinline__
@@ -106,6 +110,9 @@ unsigned SharedOffset(const void* pointer);
 // `check` runs after every block: for work that must not outlast it.
 void AtBlockEnd(void (*check)());
 [[noreturn]] void Fatal(const char* what);
+inline void CheckMask(unsigned mask) {
+  if (mask != 0xffffffffu) Fatal("a warp operation of some lanes only, which is not modelled");
+}
 
 // cp.async of ../kernels/ptx.h. The destination is poisoned at once and written at the wait, so
 // that neither a reader before it nor one that still needs the old values goes unseen.
@@ -115,7 +122,8 @@ void WaitCopies(int64_t pending_groups);
 // ldmatrix.x4; `row` is this lane's.
 void LoadMatrix4(unsigned (&r)[4], const void* row, bool transposed);
 
-// Runs the kernel now, or records it under capture.
+// Runs the kernel now, or records it under capture. Returns cudaGetLastError(), as a launch on the
+// device does: an earlier call's error, too, unless somebody took it.
 cudaError_t SubmitKernel(dim3 grid, dim3 block, size_t shared_bytes, std::function<void()> body);
 
 template <typename T>
@@ -137,36 +145,42 @@ inline int Lane() { return current->linear & 31; }
 inline constexpr int warpSize = 32;
 
 inline void __syncthreads() { ::tandem::cuda::emulation::Barrier(0, 0); }
-inline void __syncwarp(unsigned = 0xffffffffu) {
+inline void __syncwarp(unsigned mask = 0xffffffffu) {
+  ::tandem::cuda::emulation::CheckMask(mask);
   ::tandem::cuda::emulation::WarpExchange(nullptr, 0);
 }
 inline void __threadfence() {}
 inline void __threadfence_block() {}
-// Masks name all running lanes of the warp; widths below 32 work as on the device.
+// Masks are full (CheckMask); widths below 32 work as on the device.
 template <typename T>
-T __shfl_sync(unsigned, T v, int lane, int width = 32) {
+T __shfl_sync(unsigned mask, T v, int lane, int width = 32) {
+  ::tandem::cuda::emulation::CheckMask(mask);
   const int self = ::tandem::cuda::emulation::Lane();
   return ::tandem::cuda::emulation::Shuffle(v, (self & ~(width - 1)) | (lane & (width - 1)));
 }
 template <typename T>
-T __shfl_xor_sync(unsigned, T v, int mask, int width = 32) {
-  const int self = ::tandem::cuda::emulation::Lane(), source = self ^ mask;
+T __shfl_xor_sync(unsigned mask, T v, int lane_mask, int width = 32) {
+  ::tandem::cuda::emulation::CheckMask(mask);
+  const int self = ::tandem::cuda::emulation::Lane(), source = self ^ lane_mask;
   const bool inside = (source & ~(width - 1)) == (self & ~(width - 1));
   return ::tandem::cuda::emulation::Shuffle(v, inside ? source : self);
 }
 template <typename T>
-T __shfl_down_sync(unsigned, T v, unsigned delta, int width = 32) {
+T __shfl_down_sync(unsigned mask, T v, unsigned delta, int width = 32) {
+  ::tandem::cuda::emulation::CheckMask(mask);
   const int self = ::tandem::cuda::emulation::Lane(), source = self + static_cast<int>(delta);
   const bool inside = source / width == self / width;
   return ::tandem::cuda::emulation::Shuffle(v, inside ? source : self);
 }
 template <typename T>
-T __shfl_up_sync(unsigned, T v, unsigned delta, int width = 32) {
+T __shfl_up_sync(unsigned mask, T v, unsigned delta, int width = 32) {
+  ::tandem::cuda::emulation::CheckMask(mask);
   const int self = ::tandem::cuda::emulation::Lane(), source = self - static_cast<int>(delta);
   const bool inside = source >= 0 && source / width == self / width;
   return ::tandem::cuda::emulation::Shuffle(v, inside ? source : self);
 }
-inline unsigned __ballot_sync(unsigned, int predicate) {
+inline unsigned __ballot_sync(unsigned mask, int predicate) {
+  ::tandem::cuda::emulation::CheckMask(mask);
   const int flag = predicate != 0 ? 1 : 0;
   const unsigned char* all = ::tandem::cuda::emulation::WarpExchange(&flag, sizeof(flag));
   unsigned result = 0;
@@ -297,5 +311,6 @@ cudaError_t cudaGraphInstantiate(cudaGraphExec_t* exec, cudaGraph_t graph,
 cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t stream);
 cudaError_t cudaGraphDestroy(cudaGraph_t graph);
 cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec);
+// The last failure of a call above on this thread, which is forgotten.
 cudaError_t cudaGetLastError();
 const char* cudaGetErrorString(cudaError_t error);
