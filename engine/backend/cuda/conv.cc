@@ -17,7 +17,8 @@ absl::StatusOr<tandem_cuda_conv_params> ReadConv(const KernelSpec& spec, const S
   const int64_t groups = spec.attributes->Int("groups");
   const int64_t taps = weight.Count(1, 4), backward_taps = weight.Count(2, 4) * weight[0] / groups;
   const int64_t pixels = x[0] * std::max(window.in_h * window.in_w, window.out_h * window.out_w);
-  constexpr int64_t kMost = std::numeric_limits<int32_t>::max();
+  // Kernels round up to tiles in 32 bits.
+  constexpr int64_t kMost = std::numeric_limits<int32_t>::max() - 1024;
   if (taps > kMost || backward_taps > kMost || pixels > kMost) {
     return Unimplemented("x ", x_shape.ToString(), ", weight ", weight_shape.ToString(),
                          " on CUDA: batch times pixels, or the taps of a sum, above ", kMost);

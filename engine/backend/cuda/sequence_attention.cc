@@ -79,6 +79,10 @@ absl::StatusOr<BoundKernel> BindAttentionGrad(const KernelSpec& spec) {
 // q, k, v, query_start, past_length, block_table, k_cache, v_cache
 absl::StatusOr<BoundKernel> BindPagedAttention(const KernelSpec& spec) {
   TANDEM_ASSIGN_OR_RETURN(tandem_cuda_attention_params params, Sizes(spec));
+  if (spec.dtype(6) != spec.dtype() || spec.dtype(7) != spec.dtype()) {
+    return Unimplemented("a cache of ", DTypeName(spec.dtype(6)), " for queries of ",
+                         DTypeName(spec.dtype()));
+  }
   params.blocks_per_sequence = static_cast<int32_t>(spec.in(5)[1]);
   params.pages = static_cast<int32_t>(spec.in(6)[0]);
   TANDEM_CUDA_CALL(attention, tandem_cuda_paged_attention, spec);

@@ -147,7 +147,8 @@ template <typename T, typename Id, int N>
 __global__ void __launch_bounds__(kThreads, 4) AddBucket(GatherGradParams p, Buckets buckets) {
   __shared__ int sorted[kSorted], unsorted[kSorted];
   const int64_t column = (int64_t{blockIdx.y} * kThreads + threadIdx.x) * N;
-  for (int i = static_cast<int>(blockIdx.x); i < p.rows; i += static_cast<int>(gridDim.x)) {
+  for (int64_t token = blockIdx.x; token < p.rows; token += gridDim.x) {
+    const int i = static_cast<int>(token);
     if (buckets.ranks[i] != 0) continue;
     const int id = Place<Id>(p, i), count = buckets.counts[id];
     typename Sum<T>::Type sums[N] = {};

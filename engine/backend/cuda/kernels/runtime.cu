@@ -74,11 +74,11 @@ int tandem_cuda_stream_create(tandem_cuda_stream* stream) {
 }
 
 int tandem_cuda_stream_destroy(tandem_cuda_stream stream) {
-  return cudaStreamDestroy(Stream(stream));
+  return Reported(cudaStreamDestroy(Stream(stream)));
 }
 
 int tandem_cuda_stream_finish(tandem_cuda_stream stream) {
-  return cudaStreamSynchronize(Stream(stream));
+  return Reported(cudaStreamSynchronize(Stream(stream)));
 }
 
 int tandem_cuda_allocate(void** pointer, int64_t bytes, tandem_cuda_stream stream) {
@@ -88,14 +88,14 @@ int tandem_cuda_allocate(void** pointer, int64_t bytes, tandem_cuda_stream strea
 }
 
 int tandem_cuda_free(void* pointer, tandem_cuda_stream stream) {
-  return pointer == nullptr ? cudaSuccess : cudaFreeAsync(pointer, Stream(stream));
+  return pointer == nullptr ? cudaSuccess : Reported(cudaFreeAsync(pointer, Stream(stream)));
 }
 
 namespace {
 
 int Copy(void* to, const void* from, int64_t bytes, cudaMemcpyKind kind, void* stream) {
   if (bytes <= 0) return cudaSuccess;
-  return cudaMemcpyAsync(to, from, static_cast<size_t>(bytes), kind, Stream(stream));
+  return Reported(cudaMemcpyAsync(to, from, static_cast<size_t>(bytes), kind, Stream(stream)));
 }
 
 }  // namespace
@@ -118,7 +118,7 @@ int tandem_cuda_copy(void* to_device, const void* from_device, int64_t bytes,
 int tandem_cuda_fill_bytes(void* to_device, int32_t byte, int64_t bytes,
                            tandem_cuda_stream stream) {
   if (bytes <= 0) return cudaSuccess;
-  return cudaMemsetAsync(to_device, byte, static_cast<size_t>(bytes), Stream(stream));
+  return Reported(cudaMemsetAsync(to_device, byte, static_cast<size_t>(bytes), Stream(stream)));
 }
 
 int tandem_cuda_record_begin(tandem_cuda_stream stream) {
@@ -138,10 +138,11 @@ int tandem_cuda_record_end(tandem_cuda_recording* recording, tandem_cuda_stream 
 }
 
 int tandem_cuda_replay(tandem_cuda_recording recording, tandem_cuda_stream stream) {
-  return cudaGraphLaunch(static_cast<cudaGraphExec_t>(recording), Stream(stream));
+  return Reported(cudaGraphLaunch(static_cast<cudaGraphExec_t>(recording), Stream(stream)));
 }
 
 int tandem_cuda_recording_destroy(tandem_cuda_recording recording) {
-  return recording == nullptr ? cudaSuccess
-                              : cudaGraphExecDestroy(static_cast<cudaGraphExec_t>(recording));
+  return recording == nullptr
+             ? cudaSuccess
+             : Reported(cudaGraphExecDestroy(static_cast<cudaGraphExec_t>(recording)));
 }

@@ -81,9 +81,9 @@ __global__ void __launch_bounds__(kTile* kTileRows)
   auto* const tile = reinterpret_cast<T(*)[kTile + 1]>(DynamicShared());
   const auto tx = static_cast<int>(threadIdx.x), ty = static_cast<int>(threadIdx.y);
   for (uint32_t t = blockIdx.x; t < s.tiles; t += gridDim.x) {
-    const int64_t row = t % s.row_tiles * kTile;
+    const int64_t row = static_cast<int64_t>(t % s.row_tiles) * kTile;
     uint32_t rest = t / s.row_tiles;
-    const int64_t column = rest % s.column_tiles * kTile;
+    const int64_t column = static_cast<int64_t>(rest % s.column_tiles) * kTile;
     rest /= s.column_tiles;
     int64_t to = 0, from = 0;
     for (int i = s.dims - 1; i >= 0; --i) {
