@@ -33,6 +33,12 @@ struct WgmmaShape {
   static constexpr size_t kSharedBytes = kBarriersAt + 2 * kStages * sizeof(uint64_t);
   // Two consumers leave no more registers than this.
   static constexpr bool kMovesRegisters = kConsumers == 2;
+  // Registers of the loader's threads and of the consumers', [1] where the copy engine loads. They
+  // must come from what the launch was given, 168 a thread of three warpgroups: setmaxnreg waits
+  // for ever for more.
+  static constexpr int kLoader[2] = {56, 40}, kConsumer[2] = {224, 232};
+  static_assert(kLoader[0] + 2 * kConsumer[0] <= 3 * 168 &&
+                kLoader[1] + 2 * kConsumer[1] <= 3 * 168);
   static_assert(kN % 64 == 0 && kN <= 256 && kSharedBytes <= (227 << 10));
 };
 
@@ -174,7 +180,7 @@ __global__ void __launch_bounds__(S::kThreads, 1)
   const int steps = static_cast<int>((p.k + kWgmmaDepth - 1) / kWgmmaDepth);
   Ring<S::kStages> ring;
   if (thread >= 128 * S::kConsumers) {
-    if constexpr (S::kMovesRegisters) RegistersDecrease<kTma ? 40 : 64>();
+    if constexpr (S::kMovesRegisters) RegistersDecrease<S::kLoader[kTma ? 1 : 0]>();
     if (kTma && thread != 128 * S::kConsumers) return;
     for (int64_t index = blockIdx.x; index < count; index += gridDim.x) {
       const TileOrder::Place place = order.At(index);
@@ -213,7 +219,7 @@ __global__ void __launch_bounds__(S::kThreads, 1)
       }
     }
   } else {
-    if constexpr (S::kMovesRegisters) RegistersIncrease<kTma ? 232 : 224>();
+    if constexpr (S::kMovesRegisters) RegistersIncrease<S::kConsumer[kTma ? 1 : 0]>();
     const int consumer = thread / 128;
     auto* const staging =
         reinterpret_cast<float*>(shared + S::kStagingAt + thread / 32 * S::kStagingBytes);

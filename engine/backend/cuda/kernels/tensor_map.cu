@@ -1,3 +1,5 @@
+#include <atomic>
+
 #include "engine/backend/cuda/kernels/tensor_map.h"
 
 #ifdef __CUDACC__
@@ -23,7 +25,10 @@ PFN_cuTensorMapEncodeTiled_v12000 Encoder() {
 }  // namespace
 
 cudaError_t MakeTensorMap(const TensorMapSpec& spec, CUtensorMap* map) {
-  static const PFN_cuTensorMapEncodeTiled_v12000 encode = Encoder();
+  // A failure is not remembered: the next call may find a driver that is up.
+  static std::atomic<PFN_cuTensorMapEncodeTiled_v12000> found = nullptr;
+  PFN_cuTensorMapEncodeTiled_v12000 encode = found;
+  if (encode == nullptr) found = encode = Encoder();
   if (encode == nullptr) return cudaErrorNotSupported;
   cuuint64_t sizes[5], strides[4];
   cuuint32_t box[5], element_strides[5];
