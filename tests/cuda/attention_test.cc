@@ -1,5 +1,6 @@
 // Attention through the C interface: against double arithmetic, and the promise that a row's bits
 // are the same in decode, in prefill cut anywhere and in a packed training batch.
+#include <algorithm>
 #include <cmath>
 #include <cstdlib>
 #include <random>
