@@ -4,6 +4,7 @@
 #include "engine/backend/cuda/cuda_backend.h"
 #include "engine/backend/cuda/kernels_table.h"
 #include "engine/backend/cuda/loop.h"
+#include "engine/backend/shape_loops.h"
 #include "engine/tensor/dispatch.h"
 
 namespace tandem::cuda {
@@ -31,39 +32,12 @@ absl::StatusOr<BoundKernel> StridedCopy(const KernelSpec& spec, const Loop<2>& d
 }
 
 absl::StatusOr<BoundKernel> BindTranspose(const KernelSpec& spec) {
-  const std::vector<int64_t>& permutation = spec.attributes->Ints("permutation");
-  const auto in = spec.in(0).Strides(), out = spec.out().Strides();
-  Loop<2> dims;
-  for (int i = 0; i < spec.out().rank(); ++i) {
-    dims.push_back({spec.out()[i], {out[i], in[permutation[i]]}});
-  }
-  return StridedCopy(spec, dims, 0, 0);
+  return StridedCopy(spec, TransposeLoop(spec), 0, 0);
 }
 
 absl::StatusOr<BoundKernel> BindBroadcastTo(const KernelSpec& spec) {
   return StridedCopy(spec, BroadcastLoop<2>(spec.out(), {&spec.in(0)}), 0, 0);
 }
-
-// Where a slice lies in the whole: the loop over the slice's elements, the whole being operand
-// `whole`, and the offset of the first.
-struct SliceLoop {
-  Loop<2> dims;
-  int64_t offset = 0;
-
-  SliceLoop(const Shape& slice, const Shape& shape, const Attributes& attributes, int whole) {
-    const std::vector<int64_t>& starts = attributes.Ints("starts");
-    const std::vector<int64_t>& steps = attributes.Ints("steps");
-    const auto own = slice.Strides(), strides = shape.Strides();
-    for (int i = 0; i < slice.rank(); ++i) {
-      LoopDim<2> dim{slice[i], {own[i], own[i]}};
-      // A step beyond the only element does not matter, and may be too large to multiply.
-      dim.stride[whole] = slice[i] > 1 ? steps[i] * strides[i] : 0;
-      dims.push_back(dim);
-      offset += starts[i] * strides[i];
-    }
-    if (slice.num_elements() == 0) offset = 0;
-  }
-};
 
 absl::StatusOr<BoundKernel> BindSlice(const KernelSpec& spec) {
   const SliceLoop slice(spec.out(), spec.in(0), *spec.attributes, 1);
