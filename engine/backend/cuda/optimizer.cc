@@ -63,48 +63,39 @@ absl::StatusOr<BoundKernel> BindOptimizerControl(const KernelSpec& spec) {
   }};
 }
 
-// p, g, m, v, decay, control -> p', m', v' and, if the node has it, the copy of p'
-absl::StatusOr<BoundKernel> BindAdamStep(const KernelSpec& spec) {
-  TANDEM_CUDA_CALL(step, tandem_cuda_adam_step, spec);
+// p, g, the moments, decay, control -> p', the moments' and, if the node has it, the copy of p'.
+// `flag` is the attribute that the library's flag says.
+absl::StatusOr<BoundKernel> BindStep(const KernelSpec& spec, const char* flag, int moments,
+                                     const Call<decltype(tandem_cuda_adam_step)>& step) {
   tandem_cuda_optimizer_step_params params = {};
   params.n = spec.in(0).num_elements();
-  params.flag = spec.attributes->Int("decoupled") != 0 ? 1 : 0;
+  params.flag = spec.attributes->Int(flag) != 0 ? 1 : 0;
   params.copy_dtype = Number(spec.outputs.back().dtype);
+  const bool copies = static_cast<int>(spec.outputs.size()) > 1 + moments;
   return BoundKernel{[=](const KernelArgs& args) {
     tandem_cuda_optimizer_step_params p = params;
     p.p = args.in<float>(0);
     p.g = args.in<float>(1);
     p.m = args.in<float>(2);
-    p.v = args.in<float>(3);
-    p.decay = args.in<uint8_t>(4);
-    p.control = args.in<double>(5);
+    if (moments > 1) p.v = args.in<float>(3);
+    p.decay = args.in<uint8_t>(2 + moments);
+    p.control = args.in<double>(3 + moments);
     p.p_out = args.out<float>(0);
     p.m_out = args.out<float>(1);
-    p.v_out = args.out<float>(2);
-    if (args.outputs.size() > 3) p.p_copy = args.outputs[3];
+    if (moments > 1) p.v_out = args.out<float>(2);
+    if (copies) p.p_copy = args.outputs[1 + moments];
     step(&p, step.device->stream());
   }};
 }
 
-// p, g, buffer, decay, control -> p', buffer' and the copy
+absl::StatusOr<BoundKernel> BindAdamStep(const KernelSpec& spec) {
+  TANDEM_CUDA_CALL(step, tandem_cuda_adam_step, spec);
+  return BindStep(spec, "decoupled", 2, step);
+}
+
 absl::StatusOr<BoundKernel> BindSgdStep(const KernelSpec& spec) {
   TANDEM_CUDA_CALL(step, tandem_cuda_sgd_step, spec);
-  tandem_cuda_optimizer_step_params params = {};
-  params.n = spec.in(0).num_elements();
-  params.flag = spec.attributes->Int("nesterov") != 0 ? 1 : 0;
-  params.copy_dtype = Number(spec.outputs.back().dtype);
-  return BoundKernel{[=](const KernelArgs& args) {
-    tandem_cuda_optimizer_step_params p = params;
-    p.p = args.in<float>(0);
-    p.g = args.in<float>(1);
-    p.m = args.in<float>(2);
-    p.decay = args.in<uint8_t>(3);
-    p.control = args.in<double>(4);
-    p.p_out = args.out<float>(0);
-    p.m_out = args.out<float>(1);
-    if (args.outputs.size() > 2) p.p_copy = args.outputs[2];
-    step(&p, step.device->stream());
-  }};
+  return BindStep(spec, "nesterov", 1, step);
 }
 
 }  // namespace
